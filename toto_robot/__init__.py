@@ -1,0 +1,18 @@
+"""Toto-Robot: frozen video-pretrained features for robot policies."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toto_robot.backbone import FrozenBackbone, load_backbone
+
+__all__ = ["FrozenBackbone", "__version__", "load_backbone"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the backbone on first use, so that `import toto_robot` stays light."""
+    if name in {"FrozenBackbone", "load_backbone"}:
+        from toto_robot import backbone
+
+        return getattr(backbone, name)
+    raise AttributeError(f"module 'toto_robot' has no attribute {name!r}")
