@@ -3,12 +3,15 @@
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from envs import spec
+from envs import gl, spec
+from envs.registration import register_envs
 
 if TYPE_CHECKING:
     from envs.vec_task import VecTask
 
-__all__ = ["make", "spec"]
+__all__ = ["gl", "make", "spec"]
+
+register_envs()
 
 
 def make(

@@ -7,6 +7,7 @@ itself, so the variable is set only when the library is there. A value set by th
 import ctypes.util
 import os
 import sys
+import warnings
 
 INSTALL_HINT = (
     "Off-screen rendering needs OpenGL. On Debian or Ubuntu run `sudo scripts/install_system.sh`\n"
@@ -32,6 +33,12 @@ def configure() -> str | None:
     """Set MUJOCO_GL unless the user did; return the back end, or None where there is none."""
     chosen = os.environ.get("MUJOCO_GL")
     if chosen is None and sys.platform == "linux":
+        if "mujoco" in sys.modules:
+            warnings.warn(
+                "mujoco was imported before envs and has already chosen its OpenGL back end; "
+                "import envs first, or set MUJOCO_GL=egl (or osmesa) in the environment.",
+                stacklevel=2,
+            )
         chosen = _find_backend()
         # "disable" lets `import mujoco` work without any GL library; rendering then fails clearly.
         os.environ["MUJOCO_GL"] = chosen or "disable"

@@ -56,7 +56,7 @@ class SingleTaskEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         # Each reset is one more draw of Gymnasium's generator, so `seed` fixes the whole sequence.
-        self._vec.seed = int(self.np_random.integers(2**31))
+        self._vec.reseed(int(self.np_random.integers(2**31)))
         return _pick(_observation(self._vec, self._vec.reset()), 0), {"is_success": False}
 
     def step(self, action: np.ndarray):
@@ -95,8 +95,7 @@ class BatchedTaskEnv(VectorEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         if seed is not None:
-            self._vec.seed = seed
-            self._vec.restart_episode_count()
+            self._vec.reseed(seed)
         return _observation(self._vec, self._vec.reset()), {}
 
     def step(self, actions: np.ndarray):

@@ -2,8 +2,6 @@
 
 import os
 
-from envs import gl  # isort: skip  (sets MUJOCO_GL before mujoco is imported)
-
 import mujoco
 import mujoco.batch
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from envs import gl  # importing envs has set MUJOCO_GL before the line above
 from envs.rendering import RenderPool, VisualFields
 
 _AT_NEW_STATE = int(mujoco.mjtStage.mjSTAGE_VEL)  # else derived fields lag one substep

@@ -1,4 +1,4 @@
-"""Gymnasium ids, found by `gymnasium.make` through this package's entry point."""
+"""Gymnasium ids; `import envs` registers them (Gymnasium 1.x no longer loads plug-ins)."""
 
 import gymnasium
 

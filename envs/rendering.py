@@ -98,8 +98,9 @@ class RenderPool:
         return out
 
     def close(self) -> None:
-        """Free the GL contexts, each on its own thread. The pool cannot be used afterwards."""
-        for lane in self._lanes:
+        """Free the GL contexts, each on its own thread; may be called again."""
+        while self._lanes:
+            lane = self._lanes.pop()
             lane.executor.submit(lane.close).result()
             lane.executor.shutdown()
 

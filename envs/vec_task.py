@@ -117,8 +117,9 @@ class VecTask:
         self.obs_dict = self._observe(ids, self._read())
         return self.obs_dict
 
-    def restart_episode_count(self) -> None:
-        """Make the next reset draw what a freshly built task with this seed would."""
+    def reseed(self, seed: int) -> None:
+        """Make the next `reset` draw what a freshly built task with this seed would."""
+        self.seed = seed
         self._episode.fill_(-1)
 
     def reset_idx(self, env_ids: Int[Tensor, " K"]) -> None:

@@ -1,0 +1,112 @@
+"""Scripted motions for filming and probing Franka pick: wander, look around the cube, pick it up."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs.kinematics import ArmKinematics, looking_along
+from envs.scenes import CUBE_EDGE_M, TABLE_TOP_M
+from envs.vec_task import VecTask
+
+Motion = Literal["wander", "look", "pick"]
+MOTIONS: tuple[Motion, ...] = ("wander", "look", "pick")
+READY = np.array([0.0, -0.6, 0.0, -2.4, 0.0, 1.9, 0.785])
+OPEN_M, CLOSED_M = 0.04, 0.0
+
+
+class ScriptedMotions:
+    """Actions for every world of a Franka pick task; worlds follow different motions.
+
+    Args:
+        task: the batched task.
+        shares: probability of each motion, drawn anew for each episode.
+        seed: seeds all choices.
+    """
+
+    def __init__(self, task: VecTask, shares: dict[Motion, float], seed: int):
+        if unknown := set(shares) - set(MOTIONS):
+            raise ValueError(f"unknown motions {sorted(unknown)}; there are {MOTIONS}")
+        self._task, self._rng = task, np.random.default_rng(seed)
+        self._kinematics = ArmKinematics(task.engine.model)
+        self._names = list(shares)
+        self._shares = np.array([shares[name] for name in self._names])
+        self._shares /= self._shares.sum()
+        n = task.num_envs
+        self.motion: list[Motion] = ["wander"] * n
+        self._waypoints: list[list[np.ndarray]] = [[] for _ in range(n)]
+        self._speed = np.ones(n)
+        self._drift = np.zeros((n, task.num_actions))
+        self._started = np.full(n, -1)
+
+    def act(self) -> Float[Tensor, "N A"]:
+        """Actions for the present state; plans anew wherever an episode has just begun."""
+        for world in np.flatnonzero(self._task.progress_buf.numpy() == 0):
+            self._begin(int(world))
+        targets = self._task.targets.numpy()
+        step = np.array(self._task.task.robot.action_step)
+        self._drift = 0.95 * self._drift + 0.3 * self._rng.standard_normal(self._drift.shape)
+        actions = np.zeros_like(targets)
+        for world, waypoints in enumerate(self._waypoints):
+            if self.motion[world] == "wander":
+                actions[world] = 0.12 * self._drift[world]
+                continue
+            while waypoints and np.abs(waypoints[0][:9] - targets[world]).max() < 2e-3:
+                waypoints[0][9] -= 1  # hold the pose for a number of steps
+                if waypoints[0][9] > 0:
+                    break
+                waypoints.pop(0)
+            if waypoints:
+                gap = (waypoints[0][:9] - targets[world]) / step
+                # Slow down near the waypoint; all joints arrive together.
+                limit = self._speed[world] * np.array([1.0] * 7 + [4.0] * 2)
+                actions[world] = gap / max(1.0, (np.abs(gap) / limit).max())
+            elif self.motion[world] == "look":
+                self._waypoints[world] = [self._look_waypoint(world)]
+        return torch.from_numpy(actions).float()
+
+    def _begin(self, world: int) -> None:
+        self.motion[world] = self._names[self._rng.choice(len(self._names), p=self._shares)]
+        self._speed[world] = self._rng.uniform(0.1, 0.3)
+        self._drift[world] = 0.0
+        plan = {"wander": list, "look": self._plan_look, "pick": self._plan_pick}
+        planner = plan[self.motion[world]]
+        self._waypoints[world] = planner() if planner is list else planner(world)
+
+    def _cube(self, world: int) -> np.ndarray:
+        return self._task.engine.read()["qpos"][world, 9:12].numpy().astype(float)
+
+    def _waypoint(self, point, rotation, fingers_m: float, hold: int) -> np.ndarray:
+        joints, _ = self._kinematics.solve(point, rotation, READY)
+        return np.concatenate([joints, [fingers_m, fingers_m, hold]])
+
+    def _look_waypoint(self, world: int) -> np.ndarray:
+        """A pose 0.1 to 0.45 m above the table, looking at a place near the cube."""
+        rng, cube = self._rng, self._cube(world)
+        aim = cube + rng.uniform([-0.15, -0.15, 0], [0.15, 0.15, 0.02])
+        height = rng.uniform(0.1, 0.45)
+        point = aim + np.array([*rng.normal(0, 0.35 * height, 2), height])
+        point[2] = max(point[2], TABLE_TOP_M + 0.05)
+        rotation = looking_along(aim - point, rng.uniform(-1.2, 1.2))
+        return self._waypoint(point, rotation, rng.choice([OPEN_M, CLOSED_M, 0.02]), 5)
+
+    def _plan_look(self, world: int) -> list[np.ndarray]:
+        return [self._look_waypoint(world) for _ in range(3)]
+
+    def _plan_pick(self, world: int) -> list[np.ndarray]:
+        """Above the cube, down, close, up to the goal height; with the errors of a human."""
+        rng, cube = self._rng, self._cube(world)
+        rotation = looking_along(
+            np.array([*rng.normal(0, 0.05, 2), -1.0]), rng.choice([0, np.pi / 2]) * rng.integers(2)
+        )
+        grasp = cube + np.array([*rng.normal(0, 0.003, 2), rng.uniform(-0.01, 0.005)])
+        above = grasp + [0, 0, rng.uniform(0.1, 0.22)]
+        lifted = grasp + [0, 0, 0.8 - TABLE_TOP_M - CUBE_EDGE_M / 2]
+        return [
+            self._waypoint(above, rotation, OPEN_M, 5),
+            self._waypoint(grasp, rotation, OPEN_M, 15),
+            self._waypoint(grasp, rotation, CLOSED_M, 20),
+            self._waypoint(lifted, rotation, CLOSED_M, 10_000),
+        ]
