@@ -12,8 +12,7 @@ import warnings
 INSTALL_HINT = (
     "Off-screen rendering needs OpenGL. On Debian or Ubuntu run `sudo scripts/install_system.sh`\n"
     "(it installs libegl1 libopengl0 libgl1-mesa-dri, 215 MB), or `apt-get install libosmesa6`.\n"
-    "Training from state (obs=state) and films can be run without images: "
-    "obs=state eval_film=false."
+    "Training from state needs no images: obs=state film_episodes=0."
 )
 
 

@@ -48,14 +48,14 @@ class MujocoEngine:
 
     def step(self, targets: Float[Tensor, "N nu"], substeps: int) -> Int[Tensor, " K"]:
         self._ctrl[:] = targets.double().numpy()
-        before = self._batch.warning[:, :, 0].copy()  # [N, kind of warning]
+        before = self._batch.warning[:, :, 1].copy()  # counts [N, kind of warning]
         self._batch.step(nstep=substeps, stage=_AT_NEW_STATE)
         # MuJoCo resets a diverging world by itself and only leaves a warning.
         diverged = self._new_warnings(before) | ~np.isfinite(self._qpos).all(1)
         return torch.from_numpy(np.flatnonzero(diverged))
 
     def _new_warnings(self, before: np.ndarray) -> np.ndarray:
-        grown = self._batch.warning[:, :, 0] != before
+        grown = self._batch.warning[:, :, 1] != before
         kinds = [
             int(mujoco.mjtWarning.mjWARN_BADQPOS),
             int(mujoco.mjtWarning.mjWARN_BADQVEL),
@@ -69,6 +69,19 @@ class MujocoEngine:
             "site_pos": self._site_pos, "sensors": self._sensors,
         }  # fmt: skip
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in fields.items()}
+
+    def camera_pose(self, name: str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3 3"]]:
+        """Position (world, m) and axes (columns: right, up, backward) of a camera."""
+        camera = self.model.camera(name).id
+        position = self._batch.bind("cam_xpos")
+        axes = self._batch.bind("cam_xmat")
+        if not position.any():  # a field bound just now is filled by the next call
+            self._batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
+        rotation = axes[:, camera].reshape(-1, 3, 3)
+        return (
+            torch.from_numpy(position[:, camera].astype(np.float32)),
+            torch.from_numpy(rotation.astype(np.float32)),
+        )
 
     def render(
         self, camera: str, height: int, width: int, ids: Int[Tensor, " K"] | None = None

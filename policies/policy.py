@@ -1,0 +1,180 @@
+"""A trained policy as a folder: `policy.safetensors` (weights) and `policy.json` (everything else).
+
+The folder names the backbone it was trained on, with the hash of its weights; the simulator
+evaluation and the robot runner both load it, and a different backbone is an error.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor
+
+from policies.feature_vec_env import FeatureObserver, feature_space
+from policies.ppo import PPOConfig, policy_kwargs
+from policies.vec_env import Observer, StateObserver, TaskObs
+
+FORMAT = 1
+
+
+@dataclass
+class BackboneRecord:
+    """Which frozen features a policy reads. `weights` is what the user gave, `weights_hash` what
+    was really loaded."""
+
+    name: str
+    weights_hash: str
+    weights: str | None = None
+    layer: int | None = None
+    readout: str = "grid"
+    grid: int = 8
+    untrained: bool = False
+
+
+@dataclass
+class PolicySpec:
+    """All that is needed to rebuild the network and its observation, as plain JSON values."""
+
+    env: str  # "franka_pick"
+    obs: str  # "pixels" or "state"
+    num_obs: int  # length of the state vector
+    num_states: int  # length of proprioception
+    num_actions: int
+    feature_shape: list[int] | None = None  # pixels: [T, D] or [D]
+    image_size: int | None = None  # pixels: frames are image_size x image_size
+    camera: str | None = None
+    backbone: BackboneRecord | None = None
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    algo: str = "ppo"
+    env_steps: int = 0
+    format: int = FORMAT
+
+    def observation_space(self) -> spaces.Space:
+        if self.feature_shape is None:
+            return StateObserver(self.num_obs).space
+        return feature_space(self.feature_shape, self.num_states)
+
+
+class Policy:
+    """Deterministic policy: `act` maps a batched task observation to actions in [-1, 1]."""
+
+    def __init__(self, net: ActorCriticPolicy, spec: PolicySpec, observer: Observer):
+        self.net = net
+        self.spec = spec
+        self.observer = observer
+
+    def reset(self) -> None:
+        """Nothing is remembered between steps; part of the contract for policies that do."""
+
+    def act(self, obs: TaskObs) -> Tensor:
+        """`obs["obs"]` (uint8 [N, H, W, 3] or float32 [N, num_obs]) and `obs["states"]`
+        (float32 [N, num_states]) -> mean actions float32 [N, num_actions] on the CPU."""
+        self.net.set_training_mode(False)
+        with torch.no_grad():
+            seen = obs_as_tensor(self.observer(obs), self.net.device)  # type: ignore[arg-type]
+            actions = self.net.get_distribution(seen).get_actions(deterministic=True)
+        return actions.clamp(-1.0, 1.0).cpu()
+
+
+def save_policy(folder: Path, net: ActorCriticPolicy, spec: PolicySpec) -> None:
+    """Write `policy.safetensors` and `policy.json` into `folder` (made if missing)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # named_parameters() lists shared modules once; SB3's state_dict repeats the read-out thrice.
+    weights = {n: p.detach().cpu().contiguous() for n, p in net.named_parameters()}
+    save_file(weights, folder / "policy.safetensors")
+    (folder / "policy.json").write_text(json.dumps(asdict(spec), indent=2) + "\n")
+
+
+def read_spec(folder: Path) -> PolicySpec:
+    """`policy.json`. Raises FileNotFoundError if there is none, ValueError for another format."""
+    path = Path(folder) / "policy.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no policy in {folder}: {path} is missing")
+    data: dict[str, Any] = json.loads(path.read_text())
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {data.get('format')}, this code reads {FORMAT}")
+    backbone = data.pop("backbone")
+    ppo = data.pop("ppo")
+    record = None if backbone is None else BackboneRecord(**backbone)
+    return PolicySpec(**data, backbone=record, ppo=PPOConfig(**ppo))
+
+
+def load_weights(folder: Path, net: ActorCriticPolicy) -> None:
+    """Copy `policy.safetensors` into `net`. Raises ValueError if names or shapes differ."""
+    saved = load_file(Path(folder) / "policy.safetensors")
+    own = dict(net.named_parameters())
+    differ = sorted(saved.keys() ^ own.keys()) + sorted(
+        n for n in saved.keys() & own.keys() if saved[n].shape != own[n].shape
+    )
+    if differ:
+        raise ValueError(f"policy in {folder} does not fit this network; it differs in {differ}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+
+
+def check_backbone(record: BackboneRecord, backbone: Any, folder: Path | str) -> None:
+    """Raises ValueError unless `backbone` is the one that the policy in `folder` was trained on."""
+    if backbone.weights_hash != record.weights_hash:
+        raise ValueError(
+            f"policy in {folder} was trained on {record.name} with weights "
+            f"{record.weights_hash}, but the backbone given is {backbone.name} with weights "
+            f"{backbone.weights_hash}"
+        )
+    if backbone.layer != record.layer and record.layer is not None:
+        raise ValueError(
+            f"policy in {folder} reads layer {record.layer}, the backbone given layer "
+            f"{backbone.layer}"
+        )
+
+
+def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -> Policy:
+    """Rebuild a saved policy.
+
+    `backbone`: the loaded FrozenBackbone, to share one; by default it is loaded by the name and
+    weights in `policy.json`. Raises FileNotFoundError without a policy (or weights), ValueError if
+    the backbone's weights are not those that the policy was trained on.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    observer: Observer = StateObserver(spec.num_obs)
+    if spec.backbone is not None:
+        if backbone is None:
+            backbone = _load_recorded(spec.backbone, device)
+        check_backbone(spec.backbone, backbone, folder)
+        observer = FeatureObserver(backbone, spec.num_states)
+        if list(backbone.feature_shape) != spec.feature_shape:
+            raise ValueError(
+                f"policy in {folder} reads features {spec.feature_shape}, the backbone given "
+                f"makes {list(backbone.feature_shape)}"
+            )
+    net = _build_net(spec).to(device)
+    load_weights(folder, net)
+    return Policy(net, spec, observer)
+
+
+def _build_net(spec: PolicySpec) -> ActorCriticPolicy:
+    space = spec.observation_space()
+    actions = spaces.Box(-1.0, 1.0, (spec.num_actions,), np.float32)
+    kind = MultiInputActorCriticPolicy if isinstance(space, spaces.Dict) else ActorCriticPolicy
+    return kind(space, actions, lambda _: 0.0, **policy_kwargs(space, spec.ppo))  # type: ignore[arg-type]
+
+
+def _load_recorded(record: BackboneRecord, device: str) -> Any:
+    from toto_robot.backbone import load_backbone
+
+    return load_backbone(
+        record.name,
+        weights=record.weights,
+        layer=record.layer,
+        readout=record.readout,
+        grid=record.grid,
+        device=device,
+    )

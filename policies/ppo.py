@@ -1,0 +1,266 @@
+"""PPO: stable-baselines3's, with the hyper-parameters of MVP (Xiao et al. 2022, `mvp/ppo`).
+
+Where this differs from MVP: minibatches are shuffled (MVP's are consecutive time steps), the
+learning rate moves once per iteration (MVP: per epoch), time-outs bootstrap from the value of the
+terminal observation (MVP: terminal; `time_limit_bootstrap=false` gives MVP's), and the standard
+deviation is exp(log_std) (MVP's code has exp(2 log_std); both start at 1).
+Where it differs from stable-baselines3: advantages are normalised over the whole rollout, as MVP
+does, and the time-outs of one step are valued in one batch instead of one by one.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from toto_robot.backbone import AttentionPool
+
+SUCCESS_WINDOW = 200  # episodes; MVP reports the mean over its last 200
+
+
+@dataclass
+class PPOConfig:
+    """MVP's hyper-parameters (`mvp/configs/ppo/train/*.yaml` and its code defaults)."""
+
+    num_steps: int = 32  # per world and iteration
+    epochs: int = 10
+    minibatches: int = 4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.1
+    value_coef: float = 2.0
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 1.0
+    learning_rate: float = 1e-3  # cosine to 0 over total_steps
+    log_std_init: float = 0.0
+    hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
+    num_queries: int = 8  # of the attention read-out
+    time_limit_bootstrap: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "epochs", "minibatches", "learning_rate", "num_queries"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected 0 to 1")
+
+
+class FeatureReadout(BaseFeaturesExtractor):
+    """Trainable read-out of frozen features, beside proprioception.
+
+    `features` [B, T, D] -> attention pooling -> 128, or [B, D] -> LayerNorm, linear -> 128;
+    `proprio` [B, P] -> linear -> 128; concatenated [B, 256]. The backbone is not in here.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, num_queries: int = 8):
+        super().__init__(observation_space, features_dim=256)
+        shape = observation_space["features"].shape
+        proprio_shape = observation_space["proprio"].shape
+        assert shape is not None and proprio_shape is not None
+        *tokens, num_features = shape
+        if tokens:
+            self.pool = AttentionPool(
+                num_features, tokens[0], num_queries=num_queries, out_features=128
+            )
+        else:
+            self.pool = nn.Sequential(nn.LayerNorm(num_features), nn.Linear(num_features, 128))
+        self.proprio = nn.Linear(proprio_shape[0], 128)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        features = self.pool(observations["features"])
+        return torch.cat([features, self.proprio(observations["proprio"])], dim=1)
+
+
+def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[str, Any]:
+    """Arguments of stable-baselines3's actor-critic policy for state or feature observations."""
+    kwargs: dict[str, Any] = {
+        "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)},
+        "activation_fn": nn.SELU,
+        "log_std_init": config.log_std_init,
+        # Orthogonal, gain sqrt(2) and 0.01 / 1.0 for the last layers. It reaches the linear layers
+        # of the read-out, not queries or position embeddings (bare parameters).
+        "ortho_init": True,
+        "share_features_extractor": True,
+        "optimizer_kwargs": {"eps": 1e-8},
+    }
+    if isinstance(observation_space, spaces.Dict):
+        kwargs["features_extractor_class"] = FeatureReadout
+        kwargs["features_extractor_kwargs"] = {"num_queries": config.num_queries}
+    return kwargs
+
+
+def cosine_schedule(learning_rate: float) -> Callable[[float], float]:
+    """lr0 (1 + cos(pi t)) / 2 as a function of the fraction of `total_steps` that remains, 1 - t."""
+    return lambda remaining: learning_rate * 0.5 * (1 + math.cos(math.pi * (1 - remaining)))
+
+
+class PPO(stable_baselines3.PPO):
+    """stable-baselines3's PPO, driven one iteration at a time (`start`, then `iterate`)."""
+
+    def start(self, total_steps: int, on_step: Callable[[], bool]) -> None:
+        """Reset the worlds (not the counters). `on_step()` runs after every step of all worlds;
+        False ends the rollout, and `iterate` returns False."""
+        remaining = total_steps - self.num_timesteps
+        fresh = self.num_timesteps == 0
+        _, self._callback = self._setup_learn(remaining, _OnStep(on_step), fresh)
+        self._update_current_progress_remaining(self.num_timesteps, total_steps)
+
+    def iterate(self) -> bool:
+        """One rollout and one update. False if `on_step` asked to stop (no update then)."""
+        assert self.env is not None
+        buffer = self.rollout_buffer
+        if not self.collect_rollouts(self.env, self._callback, buffer, self.n_steps):
+            return False
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self.train()
+        return True
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Fill the buffer with n_rollout_steps steps of all worlds; advantages normalised."""
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        values = dones = None
+        for _ in range(n_rollout_steps):
+            last_obs: Any = self._last_obs
+            starts: Any = self._last_episode_starts
+            with torch.no_grad():
+                actions, values, log_probs = self.policy(obs_as_tensor(last_obs, self.device))
+            actions = actions.cpu().numpy()
+            new_obs, rewards, dones, infos = env.step(np.clip(actions, -1.0, 1.0))
+            self.num_timesteps += env.num_envs
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            self._bootstrap_time_outs(rewards, infos)
+            rollout_buffer.add(last_obs, actions, rewards, starts, values, log_probs)
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        assert dones is not None
+        with torch.no_grad():
+            final_obs: Any = self._last_obs
+            values = self.policy.predict_values(obs_as_tensor(final_obs, self.device))
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        advantages = rollout_buffer.advantages
+        rollout_buffer.advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return True
+
+    def _bootstrap_time_outs(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """r <- r + gamma V(terminal observation) where an episode was cut by the time limit."""
+        worlds = [i for i, info in enumerate(infos) if info.get("TimeLimit.truncated", False)]
+        if not worlds:
+            return
+        terminal = [infos[i]["terminal_observation"] for i in worlds]
+        batch: Any = (
+            {key: np.stack([obs[key] for obs in terminal]) for key in terminal[0]}
+            if isinstance(terminal[0], dict)
+            else np.stack(terminal)
+        )
+        with torch.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(batch, self.device))
+        rewards[worlds] += self.gamma * values.flatten().cpu().numpy()
+
+    def losses(self) -> dict[str, float]:
+        """What the last update logged: losses, clip fraction, approximate KL, learning rate."""
+        logged = self.logger.name_to_value
+        return {k: float(v) for k, v in logged.items() if k.startswith("train/")}
+
+
+class _OnStep(BaseCallback):
+    def __init__(self, on_step: Callable[[], bool]):
+        super().__init__()
+        self._call = on_step
+
+    def _on_step(self) -> bool:
+        return self._call()
+
+
+def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu") -> PPO:
+    """PPO over `env`. Raises ValueError if the rollout does not divide into the minibatches."""
+    rollout = env.num_envs * config.num_steps
+    if rollout % config.minibatches or rollout // config.minibatches < 2:
+        raise ValueError(
+            f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} steps do not "
+            f"divide into ppo.minibatches={config.minibatches} equal parts of at least 2"
+        )
+    is_dict = isinstance(env.observation_space, spaces.Dict)
+    ppo = PPO(
+        "MultiInputPolicy" if is_dict else "MlpPolicy",
+        env,
+        learning_rate=cosine_schedule(config.learning_rate),
+        n_steps=config.num_steps,
+        batch_size=rollout // config.minibatches,
+        n_epochs=config.epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        normalize_advantage=False,  # over the whole rollout, in collect_rollouts
+        ent_coef=config.entropy_coef,
+        vf_coef=config.value_coef,
+        max_grad_norm=config.max_grad_norm,
+        stats_window_size=SUCCESS_WINDOW,
+        policy_kwargs=policy_kwargs(env.observation_space, config),
+        seed=seed,
+        device=device,
+    )
+    ppo.set_logger(Logger(None, []))
+    return ppo
+
+
+def save_trainer(path: Path, ppo: PPO) -> None:
+    """Optimiser, counters, random states and the episode window: what `resume=` needs beside
+    the policy. Plain tensors and numbers, loaded with `weights_only=True`."""
+    numpy_state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = numpy_state
+    torch.save(
+        {
+            "optimizer": ppo.policy.optimizer.state_dict(),
+            "num_timesteps": ppo.num_timesteps,
+            "n_updates": ppo._n_updates,
+            "episodes": [(e["r"], e["l"], e["t"]) for e in ppo.ep_info_buffer or []],
+            "successes": [float(s) for s in ppo.ep_success_buffer or []],
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": [
+                kind,
+                torch.from_numpy(keys.astype(np.int64)),
+                position,
+                has_gauss,
+                gauss,
+            ],
+        },
+        path,
+    )
+
+
+def load_trainer(path: Path, ppo: PPO) -> None:
+    """Undo `save_trainer`. Call before `PPO.start`."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    ppo.policy.optimizer.load_state_dict(state["optimizer"])
+    ppo.num_timesteps = state["num_timesteps"]
+    ppo._n_updates = state["n_updates"]
+    ppo.ep_info_buffer = deque(
+        ({"r": r, "l": length, "t": t} for r, length, t in state["episodes"]), SUCCESS_WINDOW
+    )
+    ppo.ep_success_buffer = deque(state["successes"], SUCCESS_WINDOW)
+    torch.set_rng_state(state["torch_rng"])
+    kind, keys, position, has_gauss, gauss = state["numpy_rng"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -1,0 +1,173 @@
+"""A batched task (`VecTask`, torch) as a stable-baselines3 `VecEnv` (NumPy).
+
+What a policy sees is decided by an observer: one callable from the task's batched observation to
+NumPy arrays, with the Gymnasium space of one world beside it. The vec env hands it one batch per
+step: the N new observations and, behind them, the K terminal ones of the worlds that just ended.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+TaskObs = Mapping[str, Tensor]
+NumpyObs = np.ndarray | dict[str, np.ndarray]
+
+
+class Task(Protocol):
+    """What is used of a `VecTask` (see `envs`): N worlds stepped as one torch batch."""
+
+    num_envs: int
+    num_obs: int
+    num_states: int
+    num_actions: int
+    max_episode_length: int
+    device: Any
+
+    @property
+    def observation_space(self) -> spaces.Space: ...
+    @property
+    def action_space(self) -> spaces.Space: ...
+    def reset(self) -> TaskObs: ...
+    def step(self, actions: Tensor, /) -> tuple[TaskObs, Tensor, Tensor, dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Batched task observation [B, …] -> the policy's observation [B, …] as NumPy arrays."""
+
+    @property
+    def space(self) -> spaces.Space: ...
+    def __call__(self, obs: TaskObs, /) -> NumpyObs: ...
+
+
+def proprio_space(num_states: int) -> spaces.Box:
+    """Proprioception of one world: float32 [num_states]."""
+    return spaces.Box(-np.inf, np.inf, (num_states,), np.float32)
+
+
+class StateObserver:
+    """The task's state vector: float32 [B, num_obs]."""
+
+    def __init__(self, num_obs: int):
+        self.space = spaces.Box(-np.inf, np.inf, (num_obs,), np.float32)
+
+    def __call__(self, obs: TaskObs) -> np.ndarray:
+        return to_numpy(obs["obs"])
+
+
+class PixelObserver:
+    """Camera frames as they are: `image` uint8 [B, H, W, 3] and `proprio` float32 [B, num_states]."""
+
+    def __init__(self, image_shape: Sequence[int], num_states: int):
+        image = spaces.Box(0, 255, tuple(image_shape), np.uint8)
+        self.space = spaces.Dict({"image": image, "proprio": proprio_space(num_states)})
+
+    def __call__(self, obs: TaskObs) -> dict[str, np.ndarray]:
+        return {"image": to_numpy(obs["obs"]), "proprio": to_numpy(obs["states"])}
+
+
+class TaskVecEnv(VecEnv):
+    """N worlds of `task`, seen through `observer`, for stable-baselines3.
+
+    Worlds that end are reset within the same step. Their `infos` carry `terminal_observation`
+    (never the reset one), `TimeLimit.truncated`, `episode` {r: return, l: length, t: seconds}
+    and `is_success`. With `time_limit_bootstrap=False` a time-out counts as a true end, as in MVP.
+    """
+
+    def __init__(self, task: Task, observer: Observer, time_limit_bootstrap: bool = True):
+        self.task = task
+        self.observer = observer
+        self.time_limit_bootstrap = time_limit_bootstrap
+        self.env_steps = 0
+        self._started_s = time.monotonic()
+        self._actions = np.zeros((task.num_envs, task.num_actions), np.float32)
+        super().__init__(task.num_envs, observer.space, task.action_space)
+
+    @property
+    def encodes_per_step(self) -> float:
+        """Backbone forwards (frames) per environment step so far; 0 where nothing is encoded."""
+        return getattr(self.observer, "encodes", 0) / max(self.env_steps, 1)
+
+    def reset(self) -> Any:
+        return self.observer(self.task.reset())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        actions = torch.as_tensor(self._actions, dtype=torch.float32, device=self.task.device)
+        obs, rewards, resets, extras = self.task.step(actions)
+        self.env_steps += self.num_envs
+        dones = to_numpy(resets).astype(bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            both = {key: torch.cat([obs[key], extras["terminal_obs"][key]]) for key in obs}
+            batch = self.observer(both)
+            self._describe_ended(infos, dones, extras, _rows(batch, slice(self.num_envs, None)))
+            return _rows(batch, slice(self.num_envs)), to_numpy(rewards), dones, infos
+        return self.observer(obs), to_numpy(rewards), dones, infos
+
+    def _describe_ended(
+        self,
+        infos: list[dict[str, Any]],
+        dones: np.ndarray,
+        extras: dict[str, Any],
+        terminal: NumpyObs,
+    ) -> None:
+        """Fill the infos of the K worlds that ended; `terminal` holds their K observations."""
+        worlds = to_numpy(extras["terminal_ids"])
+        if sorted(worlds) != list(np.flatnonzero(dones)):
+            raise ValueError(
+                f"terminal_ids {sorted(worlds)} are not the worlds that ended "
+                f"{list(np.flatnonzero(dones))}"
+            )
+        time_outs, successes = to_numpy(extras["time_outs"]), to_numpy(extras["successes"])
+        returns, lengths = to_numpy(extras["episode_return"]), to_numpy(extras["episode_length"])
+        elapsed_s = round(time.monotonic() - self._started_s, 3)
+        for row, world in enumerate(worlds):
+            infos[world] = {
+                "terminal_observation": _rows(terminal, row),
+                "TimeLimit.truncated": bool(time_outs[world]) and self.time_limit_bootstrap,
+                "episode": {
+                    "r": float(returns[world]),
+                    "l": int(lengths[world]),
+                    "t": elapsed_s,
+                },
+                "is_success": bool(successes[world] > 0),
+            }
+
+    def close(self) -> None:
+        self.task.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        if attr_name == "render_mode":
+            return [None] * self.num_envs
+        return [getattr(self.task, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError("the worlds are one batch: set the attribute on `.task`")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+        raise NotImplementedError("the worlds are one batch: call the method on `.task`")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
+
+
+def to_numpy(x: Tensor | np.ndarray) -> np.ndarray:
+    """A copy on the CPU: tasks may write their buffers in place on the next step."""
+    if isinstance(x, np.ndarray):
+        return x.copy()
+    return x.detach().to("cpu", copy=True).numpy()
+
+
+def _rows(batch: NumpyObs, rows: int | slice) -> Any:
+    if isinstance(batch, dict):
+        return {key: value[rows] for key, value in batch.items()}
+    return batch[rows]

@@ -1,0 +1,72 @@
+"""`key=value` on the command line into a dataclass; nothing more than that."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from toto_robot.backbone.weights import nearest
+
+T = TypeVar("T")
+SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def convert(text: str, kind: Any) -> Any:
+    """Text as int, float, bool, str, Path, Literal or one of these | None; ValueError if it is not."""
+    if typing.get_origin(kind) is types.UnionType:
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if text.lower() == "none" else convert(text, options[0])
+    if typing.get_origin(kind) is Literal:
+        values = typing.get_args(kind)
+        if text not in values:
+            raise ValueError(f"one of {', '.join(values)}.{nearest(text, values)}")
+        return text
+    if kind is bool:
+        if text.lower() not in SWITCHES:
+            raise ValueError("true or false")
+        return SWITCHES[text.lower()]
+    try:
+        return kind(text.replace("_", "") if kind in (int, float) else text)
+    except ValueError:
+        raise ValueError(f"of type {kind.__name__}") from None
+
+
+def usage(config: type) -> str:
+    lines = [config.__doc__ or "", "", "options (key=value):"]
+    for field in dataclasses.fields(config):
+        required = field.default is dataclasses.MISSING
+        lines.append(f"  {field.name}={'<required>' if required else field.default}")
+    return "\n".join(lines)
+
+
+def parse(config: type[T], arguments: Sequence[str]) -> T:
+    """Build `config` from words like `steps=100`; `--help` prints the fields and exits.
+
+    Raises:
+        SystemExit: with a message naming the word, what was expected, and the nearest valid key.
+    """
+    if any(word in ("--help", "-h") for word in arguments):
+        print(usage(config))
+        sys.exit(0)
+    kinds = typing.get_type_hints(config)
+    values: dict[str, Any] = {}
+    for word in arguments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise SystemExit(f"{word!r} is not key=value; --help lists the keys")
+        if key not in kinds:
+            raise SystemExit(
+                f"unknown option {key!r}.{nearest(key, kinds)} Known: {', '.join(kinds)}"
+            )
+        if key in values:
+            raise SystemExit(f"option {key!r} was given twice")
+        try:
+            values[key] = convert(text, kinds[key])
+        except ValueError as error:
+            raise SystemExit(f"{key}={text}: expected {error}") from None
+    for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise SystemExit(f"option {field.name}= is required; --help lists all options")
+    return config(**values)

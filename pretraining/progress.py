@@ -1,0 +1,109 @@
+"""What both training scripts need around their loop: metrics, checkpoints, Ctrl-C."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from toto_robot.backbone.weights import replace_atomically
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object per report; on resume, lines after the checkpoint are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        lines = path.read_text().splitlines() if path.exists() and first_step > 0 else []
+        kept = [
+            line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step
+        ]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.path = path
+
+    def write(self, **values: Any) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def settings_of(config: Any, free: set[str]) -> dict[str, str]:
+    """The settings that must not change between a run and its continuation."""
+    fields = dataclasses.asdict(config).items()
+    return {name: str(value) for name, value in fields if name not in free}
+
+
+class Checkpoint:
+    """Model, optimiser and step in one file; a kill at any moment leaves the old one or the new."""
+
+    def __init__(
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, str],
+    ) -> None:
+        self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
+        self.saved_at = time.monotonic()
+
+    def save(self, step: int) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        torch.save({**state, "step": step, "settings": self.settings}, temporary)
+        replace_atomically(temporary, self.path)
+        self.saved_at = time.monotonic()
+
+    def save_when_due(self, step: int, every_s: float) -> None:
+        if time.monotonic() - self.saved_at >= every_s:
+            self.save(step)
+
+    def load(self) -> int:
+        """Restore the state if there is one; return the step to go on with (0 if there is none).
+
+        Raises:
+            ValueError: the file is damaged, or was written under other settings.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            state = torch.load(self.path, weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}); delete it or use resume=never"
+            ) from error
+        before = state["settings"]
+        changed = [
+            f"{name}: {before.get(name)} then, {self.settings.get(name)} now"
+            for name in sorted(before.keys() | self.settings.keys())
+            if before.get(name) != self.settings.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.path} comes from other settings ({'; '.join(changed)}); repeat the old "
+                "ones, choose another out=, or start over with resume=never"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["step"]
+
+
+class Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a step is never cut in half.
+
+    The second one ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True

@@ -1,0 +1,157 @@
+"""`python -m toto_robot.rl` on the fake task: run folder, resume, Ctrl-C, order of errors."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from policies.policy import load_policy
+from toto_robot import rl
+from toto_robot.conf import check_config, register
+from toto_robot.runs import read_metrics
+
+register()
+SMALL = [
+    "num_envs=4", "ppo.num_steps=8", "ppo.epochs=1", "ppo.minibatches=2", "ppo.hidden=[8]",
+    "eval_episodes=6", "film_episodes=2", "image_size=16", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fake_envs(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(task: str, num_envs: int, seed: int, obs: str, image_size: int, **_: Any) -> Any:
+        assert task == "FrankaPick"
+        return doubles.FakeTask(num_envs, obs, seed, image_size, max_episode_length=12)
+
+    monkeypatch.setattr(rl.envs, "make", make)
+
+
+def small(*words: str) -> Any:
+    return check_config([*SMALL, *words])
+
+
+def test_a_run_from_pixels_leaves_everything_a_run_folder_holds(
+    doubles: ModuleType, tmp_path: Path
+) -> None:
+    backbone = doubles.FakeBackbone()
+    rl.train(small("total_steps=320"), tmp_path, backbone)
+    reports = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["steps"] for r in reports] == list(range(32, 321, 32))
+    for key in ("success_rate", "success_low", "success_high", "episode_return", "steps_per_s"):
+        assert key in reports[-1]
+    assert reports[-1]["encodes_per_step"] <= 1.1
+    assert reports[-1]["note"] == "untrained backbone"
+    evaluation = json.loads((tmp_path / "eval.json").read_text())
+    assert evaluation["episodes"] == 6 and evaluation["untrained_backbone"] is True
+    assert evaluation["weights_hash"] == backbone.weights_hash
+    assert evaluation["success_low"] <= evaluation["success_rate"] <= evaluation["success_high"]
+    for name in ("config.yaml", "env.txt", "success.png", "eval.mp4", "tensorboard"):
+        assert (tmp_path / name).exists(), name
+    for name in ("last", "best"):
+        assert load_policy(tmp_path / "checkpoints" / name, backbone).spec.obs == "pixels"
+
+
+def test_the_film_can_be_read_and_shows_the_stamp(doubles: ModuleType, tmp_path: Path) -> None:
+    import av
+
+    rl.train(small("total_steps=32"), tmp_path, doubles.FakeBackbone())
+    with av.open(str(tmp_path / "eval.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) > 6
+    assert frames[0][2:12, -40:, 0].mean() > 150 > frames[0][2:12, -40:, 1].mean()  # red bar
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
+    """Send ourselves a signal once `steps` environment steps are done."""
+    iterate = rl.PPO.iterate
+
+    def iterate_then_signal(ppo: Any) -> bool:
+        if ppo.num_timesteps >= steps:
+            os.kill(os.getpid(), number)
+        return iterate(ppo)
+
+    monkeypatch.setattr(rl.PPO, "iterate", iterate_then_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_says_how_to_resume_and_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 96, number)
+        rl.train(small("obs=state", "total_steps=320"), tmp_path, None)
+    assert f"resume={tmp_path}" in capsys.readouterr().out
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["steps"] for r in before] == [32, 64, 96]
+    assert not (tmp_path / "eval.json").exists()
+    best = json.loads((tmp_path / "checkpoints/last/progress.json").read_text())["best"]
+
+    rl.train(small("obs=state", "total_steps=320", f"resume={tmp_path}"), tmp_path, None)
+    after = read_metrics(tmp_path / "metrics.jsonl")
+    assert after[:3] == before
+    assert after[3]["steps"] > 96 and after[-1]["steps"] >= 320
+    assert [r["steps"] for r in after] == sorted({r["steps"] for r in after})
+    assert json.loads((tmp_path / "checkpoints/last/progress.json").read_text())["best"] >= best
+    trainer = torch.load(tmp_path / "checkpoints/last/trainer.pt", weights_only=True)
+    assert trainer["num_timesteps"] == after[-1]["steps"]
+
+
+def test_resuming_with_another_backbone_is_an_error(doubles: ModuleType, tmp_path: Path) -> None:
+    rl.train(small("total_steps=32", "film_episodes=0"), tmp_path, doubles.FakeBackbone(0))
+    config = small("total_steps=64", f"resume={tmp_path}")
+    with pytest.raises(ValueError, match="was trained on toto-tiny with weights"):
+        rl.train(config, tmp_path, doubles.FakeBackbone(1))
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    def numbers(folder: str) -> list[tuple]:
+        rl.train(small("obs=state", "total_steps=320", "film_episodes=0"), tmp_path / folder, None)
+        reports = read_metrics(tmp_path / folder / "metrics.jsonl")
+        return [(r["steps"], r["success_rate"], r["episode_return"]) for r in reports]
+
+    assert numbers("a") == numbers("b")
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["toto-rl", *words])
+    with pytest.raises(SystemExit) as stopped:
+        rl.main()
+    return stopped.value.code
+
+
+def test_a_wrong_option_ends_with_code_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert command(monkeypatch, "backbone=toto-tny") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "did you mean 'toto-tiny'" in lines[0]
+
+
+def test_missing_weights_stop_before_the_simulator_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def no_simulator(**_: Any) -> None:
+        raise AssertionError("the simulator was built first")
+
+    def no_weights(name: str, **_: Any) -> None:
+        raise FileNotFoundError(f"no weights for {name}")
+
+    monkeypatch.setattr(rl.envs, "make", no_simulator)
+    monkeypatch.setattr(rl.backbones, "load_backbone", no_weights)
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "backbone=toto-base") == 2
+    assert "no weights for toto-base" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert command(monkeypatch, "obs=state", f"hydra.run.dir={tmp_path}") == 2
+    assert "holds a run already" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""What holds for a batched task: resets, seeds, independence, bad input."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import envs
+
+
+@pytest.fixture
+def make():
+    tasks = []
+
+    def build(*args, **kwargs):
+        tasks.append(envs.make("FrankaPick", *args, **kwargs))
+        return tasks[-1]
+
+    yield build
+    for task in tasks:
+        task.close()
+
+
+def rollout(task, steps: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Observations and rewards under random actions that are the same for every world count."""
+    rng = np.random.default_rng(seed)
+    actions = torch.from_numpy(rng.uniform(-1, 1, (steps, 8, 9))).float()
+    observations = [task.reset()["obs"]]
+    rewards = []
+    for action in actions[:, : task.num_envs]:
+        obs, reward, _, _ = task.step(action)
+        observations.append(obs["obs"])
+        rewards.append(reward)
+    return torch.stack(observations), torch.stack(rewards)
+
+
+def test_same_seed_same_bits_and_another_seed_differs(make):
+    first, again, other = (rollout(make(4, seed=s), 60) for s in (5, 5, 6))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_worlds_do_not_depend_on_their_neighbours(make):
+    few, many = rollout(make(2, seed=1), 60), rollout(make(8, seed=1), 60)
+    assert torch.equal(few[0], many[0][:, :2])
+
+
+def test_reset_touches_only_the_named_worlds(make):
+    task = make(4)
+    task.reset()
+    for _ in range(5):
+        task.step(torch.full((4, 9), 0.3))
+    before = {key: value.clone() for key, value in task.engine.read().items()}
+    task.reset_idx(torch.tensor([2]))
+    after = task.engine.read()
+    others = [0, 1, 3]
+    assert torch.equal(before["qpos"][others], after["qpos"][others])
+    assert torch.equal(before["qvel"][others], after["qvel"][others])
+    assert not torch.equal(before["qpos"][2], after["qpos"][2])
+    assert task.progress_buf.tolist() == [5, 5, 0, 5]
+
+
+def test_targets_integrate_and_are_clamped(make):
+    task = make(1)
+    task.reset()
+    start = task.targets.clone()
+    task.step(torch.full((1, 9), 2.0))  # clamped to 1: one full step
+    moved = task.targets - start
+    torch.testing.assert_close(moved[0, 0], torch.tensor(0.125))
+    for _ in range(60):
+        task.step(torch.ones(1, 9))
+    assert (task.targets <= torch.tensor(task.task.robot.upper)).all()
+
+
+def test_time_limit_keeps_the_terminal_observation(make):
+    task = make(2)
+    task.reset()
+    task.progress_buf[1] = task.max_episode_length - 1
+    obs, _, reset, extras = task.step(torch.zeros(2, 9))
+    assert reset.tolist() == [0, 1] and extras["time_outs"].tolist() == [False, True]
+    assert extras["terminal_ids"].tolist() == [1]
+    assert extras["terminal_obs"]["obs"].shape == (1, 34)
+    assert not torch.equal(extras["terminal_obs"]["obs"][0], obs["obs"][1])
+    assert task.progress_buf.tolist() == [1, 0]
+
+
+def test_success_is_ten_steps_in_a_row_and_latched(make):
+    task = make(1)
+    task.reset()
+    cube = task.engine._qpos  # the engine's own state: hold the cube at the goal by hand
+    seen = []
+    for step in range(14):
+        cube[0, 9:12] = (0.2, 0.0, 0.8 if step < 11 else 0.6)
+        task.engine._qvel[0, 9:] = 0
+        _, _, _, extras = task.step(torch.zeros(1, 9))
+        seen.append(int(extras["successes"][0]))
+    assert seen == [0] * 9 + [1] * 5
+
+
+def test_world_that_diverges_is_reset_and_counted_and_the_others_go_on(make):
+    task = make(3)
+    task.reset()
+    task.engine._qvel[1] = 1e12
+    obs, reward, reset, extras = task.step(torch.zeros(3, 9))
+    assert extras["bad_worlds"] == 1 and reset.tolist() == [0, 1, 0] and reward[1] == 0
+    assert obs["obs"].isfinite().all() and task.progress_buf.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_actions_that_are_not_finite_are_refused_before_stepping(make, bad):
+    task = make(3)
+    task.reset()
+    actions = torch.zeros(3, 9)
+    actions[2, 4] = bad
+    with pytest.raises(ValueError, match=r"worlds \[2\]"):
+        task.step(actions)
+    assert task.progress_buf.tolist() == [0, 0, 0]
+
+
+def test_wrong_action_shape(make):
+    task = make(3)
+    with pytest.raises(ValueError, match=r"\(3, 9\), got \(3, 7\)"):
+        task.step(torch.zeros(3, 7))
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'FrankaPick'"):
+        envs.make("FrankaPik", 1)
+    with pytest.raises(ValueError, match="obs must be"):
+        envs.make("FrankaPick", 1, obs="pixel")
+    with pytest.raises(ValueError, match="sim_device"):
+        envs.make("FrankaPick", 1, sim_device="cuda:0")
+
+
+@pytest.mark.parametrize("obs", ["state", "pixels"])
+def test_gymnasium_and_sb3_checkers(obs, needs_gl):
+    env = gymnasium.make(
+        "toto_robot/FrankaPick-v0", obs=obs, image_size=64, render_mode="rgb_array"
+    )
+    check_env(env.unwrapped)
+    sb3_check_env(env.unwrapped)
+    env.close()
+
+
+def test_gymnasium_vector_env_reports_the_final_observation():
+    env = gymnasium.make_vec("toto_robot/FrankaPick-v0", num_envs=3)
+    first, _ = env.reset(seed=7)
+    again, _ = env.reset(seed=7)
+    np.testing.assert_array_equal(first, again)
+    task = env.unwrapped._vec
+    task.progress_buf[0] = task.max_episode_length - 1
+    obs, _, terminated, truncated, info = env.step(np.zeros((3, 9), np.float32))
+    assert truncated.tolist() == [True, False, False] and not terminated.any()
+    assert info["_final_obs"].tolist() == [True, False, False]
+    assert not np.array_equal(info["final_obs"][0], obs[0])
+    env.close()

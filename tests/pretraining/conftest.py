@@ -1,0 +1,61 @@
+"""Small films, a small tokenizer and small shards, made once."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from pretraining import tokenize
+from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, save_tokenizer
+
+
+def write_film(path: Path, seed: int, frames: int, width: int = 32, height: int = 32) -> None:
+    """A square drifting over a plain ground."""
+    random = np.random.default_rng(seed)
+    ground, colour = random.integers(0, 256, (2, 3))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(30))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            picture = np.empty((height, width, 3), np.uint8)
+            picture[:] = ground
+            picture[8:20, i % 16 : i % 16 + 12] = colour
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    (folder / "wrist").mkdir()
+    for i in range(5):
+        write_film(folder / "wrist" / f"clip_{i}.mp4", seed=i, frames=12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tokenizer with a vocabulary of 32 at 32 px: 16 tokens per frame."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    config = replace(
+        DVAE_SIZES["tiny"], vocabulary=32, encoder_widths=(8, 16), decoder_widths=(8, 16)
+    )
+    save_tokenizer(DVAE(config), folder, resolution=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    tokenize.main(
+        tokenize.Config(
+            data=films, tokenizer=tokenizer, out=folder, held_out=0.2, videos_per_shard=2
+        )
+    )
+    return folder

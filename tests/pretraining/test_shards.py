@@ -1,0 +1,131 @@
+"""Films to shards and back; damage is found; corrupt films are skipped and recorded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretraining import tokenize
+from pretraining.shards import Clips, read_manifest
+from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
+from tests.pretraining.conftest import write_film
+from toto_robot.backbone.dvae import load_tokenizer
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(shards, tmp_path / "shards")
+
+
+def test_clips_are_the_codes_of_the_films(shards: Path, films: Path, tokenizer: Path) -> None:
+    manifest = read_manifest(shards)
+    assert manifest.tokens_per_frame == 16 and manifest.vocabulary == 32
+    assert len(manifest.shards) == 3 and len(manifest.held_out) == 1
+    model, about = load_tokenizer(tokenizer)
+    assert manifest.tokenizer_sha256 == about["sha256"]
+    clips = Clips(shards, frames=3, stride=4)
+    assert len(clips) == 4 * (12 - 8)  # 4 training films of 12 frames, a clip spans 9
+    training = [v for i, v in enumerate(manifest.videos) if i not in manifest.held_out]
+    frames = torch.from_numpy(np.stack(list(read_frames(films / training[1], 32))))
+    expected = tokenize.encode_video(model.encoder, films / training[1], 32, 64)
+    assert len(frames) == len(expected) == 12
+    assert np.array_equal(clips[4 + 2], expected[[2, 6, 10]])
+    assert clips.batch(np.array([0, 5])).shape == (2, 3, 16)
+
+
+def test_held_out_films_are_other_films(shards: Path) -> None:
+    training = Clips(shards, frames=1, stride=1)
+    held_out = Clips(shards, frames=1, stride=1, held_out=True)
+    assert len(training) == 4 * 12 and len(held_out) == 12
+    assert not set(map(tuple, training.starts)) & set(map(tuple, held_out.starts))
+
+
+def test_clip_longer_than_the_films(shards: Path) -> None:
+    with pytest.raises(ValueError, match="13 frames that frames=4 stride=4 spans"):
+        Clips(shards, frames=4, stride=4)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "index"])
+def test_damaged_shard(copy: Path, damage: str) -> None:
+    path = copy / ("shard_00001.npy" if damage == "index" else "shard_00001.bin")
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[:-32])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        content[-8] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name}.*tokenize"):
+        Clips(copy, frames=1, stride=1)
+
+
+def test_manifest_damaged_or_absent(copy: Path) -> None:
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        read_manifest(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="pretraining.tokenize"):
+        read_manifest(copy)
+
+
+def test_corrupt_film_is_skipped_and_recorded(films: Path, tokenizer: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(films, tmp_path / "films")
+    whole = (data / "wrist" / "clip_1.mp4").read_bytes()
+    (data / "wrist" / "clip_1.mp4").write_bytes(whole[: len(whole) // 2])
+    (data / "wrist" / "empty.mp4").write_bytes(b"")
+    config = tokenize.Config(data=data, tokenizer=tokenizer, out=tmp_path / "out", held_out=0.2)
+    tokenize.main(config)
+    skipped = read_manifest(tmp_path / "out").skipped
+    assert set(skipped) == {"wrist/clip_1.mp4", "wrist/empty.mp4"}
+    assert all("cannot be decoded" in reason for reason in skipped.values())
+
+
+def test_tokenizing_again_keeps_finished_shards(
+    copy: Path, films: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill before the last shard: only its film is encoded again, the result is equal."""
+    before = read_manifest(copy)
+    progress = json.loads((copy / "progress.json").read_text())
+    progress["shards"].pop()
+    (copy / "progress.json").write_text(json.dumps(progress))
+    (copy / "manifest.json").unlink()
+    encoded: list[str] = []
+    original = tokenize.encode_video
+
+    def spy(encoder, path, resolution, batch_size):  # noqa: ANN001, ANN202
+        encoded.append(path.name)
+        return original(encoder, path, resolution, batch_size)
+
+    monkeypatch.setattr(tokenize, "encode_video", spy)
+    tokenize.main(
+        tokenize.Config(data=films, tokenizer=tokenizer, out=copy, held_out=0.2, videos_per_shard=2)
+    )
+    assert encoded == ["clip_4.mp4"]
+    assert read_manifest(copy) == before
+
+
+def test_other_films_in_the_same_folder(copy: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        write_film(tmp_path / f"other_{i}.mp4", seed=9 + i, frames=3)
+    with pytest.raises(ValueError, match="choose another out="):
+        tokenize.main(tokenize.Config(data=tmp_path, tokenizer=tokenizer, out=copy))
+
+
+def test_films_are_resized_and_cropped(tmp_path: Path) -> None:
+    write_film(tmp_path / "wide.mp4", seed=0, frames=2, width=96, height=64)
+    frames = list(read_frames(tmp_path / "wide.mp4", 32))
+    assert [frame.shape for frame in frames] == [(32, 32, 3)] * 2
+
+
+def test_no_films(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="toto_robot.film"):
+        find_videos(tmp_path)
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(CorruptVideoError, match="text.mp4"):
+        list(read_frames(tmp_path / "text.mp4", 32))
+    with pytest.raises(ValueError, match="at least 2"):
+        split_videos(find_videos(tmp_path), tmp_path, 0.1)

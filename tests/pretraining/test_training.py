@@ -1,0 +1,166 @@
+"""Both trainings: exact resume after a kill, errors on other settings, files that load."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretraining import train, train_tokenizer
+from toto_robot.backbone import load_backbone
+from toto_robot.backbone.dvae import load_tokenizer
+from toto_robot.backbone.weights import read_weights, sha256_of
+
+SMALL = {"frames": 2, "batch_size": 2, "warmup": 2, "eval_every": 3, "checkpoint_s": 0.0}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def config(shards: Path, out: Path, **changes: object) -> train.Config:
+    return train.Config(
+        **{"model": "tiny", "data": shards, "out": out, "steps": 6, **SMALL, **changes}
+    )  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    train.main(config(shards, out))
+    return out
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at some step after the second; losses and weights are then equal bit by bit."""
+    words = [f"{k}={v}" for k, v in SMALL.items()]
+    command = [sys.executable, "-m", "pretraining.train", "model=tiny", "steps=6", *words]
+    process = subprocess.Popen(
+        [*command, f"data={shards}", f"out={tmp_path}", f"threads={torch.get_num_threads()}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "backbone.safetensors").exists(), "the run ended before it was killed"
+    train.main(config(shards, tmp_path))
+    assert losses(tmp_path) == losses(uninterrupted) and len(losses(tmp_path)) == 6
+    weights = [sha256_of(p / "backbone.safetensors") for p in (tmp_path, uninterrupted)]
+    assert weights[0] == weights[1]
+
+
+def test_interrupt_saves_and_continues(
+    shards: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = train.next_batch, []
+
+    def interrupting(*arguments):  # noqa: ANN002, ANN202
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "next_batch", interrupting)
+    with pytest.raises(SystemExit, match="stopped after step 4"):
+        train.main(config(shards, tmp_path, checkpoint_s=1e9))
+    train.main(config(shards, tmp_path, checkpoint_s=1e9))
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_other_seed_is_another_run(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    train.main(config(shards, tmp_path, seed=1))
+    assert losses(tmp_path) != losses(uninterrupted)
+    with pytest.raises(ValueError, match="seed: 1 then, 2 now"):
+        train.main(config(shards, tmp_path, seed=2))
+
+
+def test_exported_backbone_loads(shards: Path, uninterrupted: Path) -> None:
+    about = read_weights(uninterrupted / "backbone.safetensors")[1]
+    assert about["tokens_seen"] == 6 * 2 * 2 * 16
+    backbone = load_backbone("toto-tiny", weights=str(uninterrupted), grid=4)
+    assert not backbone.untrained and backbone.resolution == 32
+    frames = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    assert backbone(frames).shape == (2, 16, 128)
+    tokenizer, _ = load_tokenizer(shards)
+    assert torch.equal(backbone.tokenize(frames), tokenizer.encoder.encode(frames))
+    assert (uninterrupted / "loss.png").stat().st_size > 1000
+
+
+def test_loss_falls(shards: Path, tmp_path: Path) -> None:
+    train.main(config(shards, tmp_path, steps=30, lr=3e-3, checkpoint_s=1e9))
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 1
+
+
+def test_swapped_tokenizer(shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    about = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(about | {"tokenizer_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="tokenizer .*tokenize again"):
+        train.main(config(copy, tmp_path / "out"))
+
+
+def test_schedule() -> None:
+    at = [train.lr_at(s, 1.0, 10, 110, 0.1) for s in (0, 9, 10, 60, 110)]
+    assert at == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
+
+
+def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None:
+    def run(out: Path, stop_after: int | None = None) -> list[float]:
+        options = train_tokenizer.Config(
+            data=films,
+            out=out,
+            resolution=32,
+            held_out=0.2,
+            steps=4,
+            batch_size=4,
+            warmup=2,
+            report_every=1,
+            checkpoint_s=0.0 if stop_after else 1e9,
+        )
+        if stop_after is None:
+            train_tokenizer.main(options)
+            return losses(out)
+        with pytest.MonkeyPatch.context() as patch:
+            original = train_tokenizer.loss_of
+            calls: list[int] = []
+
+            def failing(*arguments):  # noqa: ANN002, ANN202
+                calls.append(1)
+                if len(calls) > stop_after:
+                    raise KeyboardInterrupt
+                return original(*arguments)
+
+            patch.setattr(train_tokenizer, "loss_of", failing)
+            with pytest.raises(KeyboardInterrupt):
+                train_tokenizer.main(options)
+        return losses(out)
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "parts", stop_after=2) == whole[:2]
+    assert run(tmp_path / "parts") == whole
+    for name in ("reconstructions.png", "codebook.png", "tokenizer.json"):
+        assert (tmp_path / "whole" / name).stat().st_size > 500
+    first, second = (sha256_of(tmp_path / d / "tokenizer.safetensors") for d in ("whole", "parts"))
+    assert first == second
+
+
+def test_damaged_checkpoint(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="resume=never"):
+        train.main(config(shards, tmp_path))

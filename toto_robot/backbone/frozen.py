@@ -1,0 +1,186 @@
+"""A frozen backbone: camera frames in, features out (see `load_backbone` in names.py).
+
+Inside: resize, pixel mapping, tokenizer, start token, the first k blocks, read-out. No gradient,
+always in eval mode, weights never change.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from toto_robot.backbone.decoder import Trunk, to_sequence
+from toto_robot.backbone.dvae import Encoder
+from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.weights import nearest, tensors_sha256
+
+Readout = Literal["grid", "mean", "last", "tokens"]
+CHUNK = 64  # frames in flight, to bound memory
+
+Frames = UInt8[Tensor, "B H W 3"] | UInt8[Tensor, "B T H W 3"] | UInt8[np.ndarray, "*shape"]
+
+
+def check_frames(frames: Tensor | np.ndarray) -> UInt8[Tensor, "B T H W 3"]:
+    """Frames as a tensor with a time axis; ValueError says what came and what was expected."""
+    expected = "expected uint8 of shape [B, H, W, 3] or [B, T, H, W, 3]"
+    if isinstance(frames, np.ndarray):
+        if frames.dtype != np.uint8:
+            raise ValueError(f"frames of type {frames.dtype}, {expected} with values 0 to 255")
+        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    if not isinstance(frames, Tensor):
+        raise ValueError(f"frames of type {type(frames).__name__}, {expected} (tensor or array)")
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"frames of type {frames.dtype}, {expected} with values 0 to 255")
+    shape = tuple(frames.shape)
+    if frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+        hint = " (channels go last)" if frames.ndim in (4, 5) and frames.shape[-3] == 3 else ""
+        raise ValueError(f"frames of shape {shape}, {expected}{hint}")
+    if 0 in shape:
+        raise ValueError(f"frames of shape {shape} are empty, {expected}")
+    return frames if frames.ndim == 5 else frames.unsqueeze(1)
+
+
+def to_resolution(frames: UInt8[Tensor, "B H W 3"], resolution: int) -> UInt8[Tensor, "B R R 3"]:
+    """Shortest side to `resolution` (antialiased), centre crop; nothing when the size is right."""
+    height, width = frames.shape[1:3]
+    if min(height, width) != resolution:
+        scale = resolution / min(height, width)
+        size = [round(height * scale), round(width * scale)]
+        pixels = frames.permute(0, 3, 1, 2).float()
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        frames = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        height, width = size
+    top, left = (height - resolution) // 2, (width - resolution) // 2
+    return frames[:, top : top + resolution, left : left + resolution]
+
+
+class FrozenBackbone(nn.Module):
+    """Encoder and trunk behind one call. Build it with `load_backbone`.
+
+    Attributes:
+        name: such as "toto-tiny".
+        weights_hash: SHA-256 of the weights file, or of the tensors when they are random.
+        untrained: True for random weights; whatever is made with them should say so.
+        num_layers: depth of the full model; `layer` of them are run.
+        resolution: side in pixels of what the tokenizer sees.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        trunk: Trunk,
+        *,
+        name: str,
+        layer: int,
+        num_layers: int,
+        resolution: int,
+        readout: str = "grid",
+        grid: int = 8,
+        weights_hash: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.trunk = encoder, trunk
+        self.name, self.layer, self.num_layers = name, layer, num_layers
+        self.resolution, self.readout, self.grid = resolution, readout, grid
+        self.tokens_per_side = resolution // encoder.config.stride
+        self.num_features = trunk.config.dim
+        readouts = get_args(Readout)
+        if readout not in readouts:
+            known = ", ".join(readouts)
+            raise ValueError(
+                f"unknown readout {readout!r}, known: {known}.{nearest(readout, readouts)}"
+            )
+        if readout == "grid" and (grid < 1 or self.tokens_per_side % grid):
+            side = self.tokens_per_side
+            fitting = ", ".join(str(g) for g in range(1, side + 1) if side % g == 0)
+            raise ValueError(f"grid={grid} does not divide {side} tokens per side; use {fitting}")
+        self.untrained = weights_hash is None
+        self.requires_grad_(False)
+        super().train(False)
+        self.weights_hash = weights_hash or self.digest()
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Stays in eval mode: a policy's `.train()` must not reach the backbone."""
+        return super().train(False)
+
+    def digest(self) -> str:
+        """SHA-256 of the tensors in memory now, to prove that training left them alone."""
+        return tensors_sha256(self.state_dict())
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one frame."""
+        tokens = {"grid": self.grid**2, "tokens": self.tokens_per_side**2}
+        if self.readout in tokens:
+            return (tokens[self.readout], self.num_features)
+        return (self.num_features,)
+
+    @torch.no_grad()
+    def forward(self, frames: Frames) -> Float[Tensor, "B ..."]:
+        """Features of camera frames.
+
+        Args:
+            frames: uint8 [B, H, W, 3], or [B, T, H, W, 3] where the T frames of a row are one
+                video, later frames seeing earlier ones. Any size; resized and cropped inside.
+
+        Returns:
+            float32 [B, *feature_shape] or [B, T, *feature_shape]: the residual stream after
+            `layer` blocks (not normalised) at the positions that have read each visual token.
+
+        Raises:
+            ValueError: the type, rank or number of channels is wrong.
+        """
+        videos = check_frames(frames)
+        chunks = videos.split(max(1, CHUNK // videos.shape[1]))
+        features = torch.cat([self._read_out(self._states(chunk)[-1]) for chunk in chunks])
+        return features if frames.ndim == 5 else features.squeeze(1)
+
+    @torch.no_grad()
+    def hidden_states(self, frames: Frames) -> list[Float[Tensor, "B N D"]]:
+        """States at the visual tokens after 0, 1, ... blocks, as many as were loaded.
+
+        All of them with `load_backbone(..., all_layers=True)`. N is tokens per frame times T.
+        """
+        videos = check_frames(frames)
+        depth = self.trunk.config.layers
+        chunks = [self._states(c, depth) for c in videos.split(max(1, CHUNK // videos.shape[1]))]
+        return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
+
+    @torch.no_grad()
+    def tokenize(self, frames: Frames) -> Int[Tensor, "*batch h w"]:
+        """Codes of the frames, int64 [B, h, w] or [B, T, h, w], each frame by itself."""
+        codes = self._codes(check_frames(frames))
+        return codes if frames.ndim == 5 else codes.squeeze(1)
+
+    def _codes(self, videos: UInt8[Tensor, "B T H W 3"]) -> Int[Tensor, "B T h w"]:
+        device = self.trunk.embedding.weight.device
+        codes = []
+        for chunk in videos.flatten(0, 1).split(CHUNK):
+            pixels = to_resolution(chunk.to(device), self.resolution)
+            with fast_matmul(device.type):
+                codes.append(self.encoder.encode(pixels))
+        return torch.cat(codes).unflatten(0, videos.shape[:2])
+
+    def _states(
+        self, videos: UInt8[Tensor, "B T H W 3"], depth: int | None = None
+    ) -> list[Float[Tensor, "B T tokens D"]]:
+        tokens = to_sequence(self._codes(videos))
+        with fast_matmul(tokens.device.type):
+            states = self.trunk.hidden_states(tokens, self.layer if depth is None else depth)
+        per_frame = (videos.shape[1], self.tokens_per_side**2)
+        return [state[:, 1:].float().unflatten(1, per_frame) for state in states]
+
+    def _read_out(self, x_BTND: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T *features"]:
+        if self.readout == "mean":
+            return x_BTND.mean(dim=2)
+        if self.readout == "last":
+            return x_BTND[:, :, -1].clone()  # a view would keep all tokens in memory
+        if self.readout == "tokens":
+            return x_BTND
+        B, T, _, D = x_BTND.shape
+        patch = self.tokens_per_side // self.grid
+        cells = x_BTND.view(B, T, self.grid, patch, self.grid, patch, D).mean(dim=(3, 5))
+        return cells.reshape(B, T, self.grid**2, D)

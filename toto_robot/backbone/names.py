@@ -1,0 +1,190 @@
+"""Backbone names, where their weights are looked for, and `load_backbone`."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toto_robot.backbone.decoder import SIZES, Decoder, DecoderConfig, Trunk
+from toto_robot.backbone.dvae import DVAE_SIZES, DVAEConfig, Encoder
+from toto_robot.backbone.frozen import FrozenBackbone
+from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
+
+BACKBONES = {  # name -> (row of SIZES, row of DVAE_SIZES when the weights are random)
+    "toto-tiny": ("tiny", "tiny"),
+    "toto-base": ("base", "dalle"),
+    "toto-large": ("large", "dalle"),
+    "toto-1b": ("1b", "dalle"),
+}
+PACKAGED = Path(__file__).parent / "pretrained"
+RANDOM_SEED = 0
+RESOLUTION = 128
+
+
+class WeightsNotFoundError(FileNotFoundError):
+    """No weights for a backbone in any of the places that were searched."""
+
+
+def cache_folder(name: str) -> Path:
+    root = os.environ.get("TOTO_ROBOT_CACHE") or Path.home() / ".cache" / "toto_robot"
+    return Path(root) / name
+
+
+def in_folder(folder: Path, name: str) -> Path | None:
+    for candidate in (folder / f"{name}.safetensors", folder / "backbone.safetensors"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def from_hub(repository: str, name: str) -> Path:
+    """Download a weights file and its JSON from the Hugging Face hub (kept in the hub's cache)."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise WeightsNotFoundError(
+            f"backbone.weights={repository} is neither a file nor a folder; to read it as a hub "
+            "repository, install huggingface_hub (pip install huggingface_hub)"
+        ) from error
+    try:
+        hf_hub_download(repository, f"{name}.json")
+        return Path(hf_hub_download(repository, f"{name}.safetensors"))
+    except (OSError, ValueError) as error:
+        raise WeightsNotFoundError(
+            f"backbone.weights={repository} is neither a file nor a folder, and {name}.safetensors "
+            f"could not be read from a hub repository of that name ({error})"
+        ) from error
+
+
+def find_weights(name: str, weights: str | None) -> Path:
+    """Path of a backbone's weights: `weights`, then the local cache, then the package.
+
+    Raises:
+        WeightsNotFoundError: nothing there; the message names the ways to get weights.
+    """
+    if weights is not None:
+        path = Path(weights).expanduser()
+        found = in_folder(path, name) if path.is_dir() else path if path.is_file() else None
+        if found:
+            return found
+        if not path.exists() and re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.safetensors)", weights):
+            return from_hub(weights, name)
+        raise WeightsNotFoundError(
+            f"backbone.weights={weights}: no such file, no folder with {name}.safetensors or "
+            "backbone.safetensors in it, and no hub repository (org/name)"
+        )
+    searched = (cache_folder(name), PACKAGED)
+    for folder in searched:
+        if found := in_folder(folder, name):
+            return found
+    size = BACKBONES[name][0]
+    raise WeightsNotFoundError(
+        f"no weights for {name} in {searched[0]} or {searched[1]}. Three ways to get them:\n"
+        f"  pre-train:       python -m pretraining.train model={size} data=<shards> steps=<n> "
+        f"out={searched[0]}\n"
+        "  point to a file: backbone.weights=<file.safetensors or folder>\n"
+        "  hub:             backbone.weights=<org/name>\n"
+        "To run untrained features on purpose: backbone.weights=random"
+    )
+
+
+def encoder_and_trunk(
+    path: Path, size: str, layer: int | None
+) -> tuple[Encoder, Trunk, dict[str, Any], DecoderConfig]:
+    """Read a weights file; only the first `layer` blocks (all when None) are built."""
+    tensors, about = read_weights(path)
+    if about.get("kind") != "toto" or about.get("model") != size:
+        raise ValueError(
+            f"{path} holds kind {about.get('kind')!r}, model {about.get('model')!r}; expected kind "
+            f"'toto', model {size!r}: choose the backbone that fits the file"
+        )
+    encoder = Encoder(DVAEConfig.from_json(about["tokenizer"]))
+    full = DecoderConfig(**about["decoder"])
+    trunk = Trunk(full if layer is None else replace(full, layers=check_layer(layer, full)))
+    for module, prefix in ((encoder, "encoder."), (trunk, "decoder.")):
+        part = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        wanted = module.state_dict().keys()
+        if missing := sorted(wanted - part.keys()):
+            raise ValueError(f"{path} lacks {len(missing)} tensors, such as {prefix}{missing[0]}")
+        module.load_state_dict({k: t for k, t in part.items() if k in wanted})
+    digest = tensors_sha256(encoder.state_dict())
+    if digest != about["encoder_sha256"]:
+        raise ValueError(
+            f"the tokenizer in {path} has SHA-256 {digest[:12]}…, the decoder was trained on tokens "
+            f"of {str(about['encoder_sha256'])[:12]}…: its codes would mean other things; use the "
+            "tokenizer of the training, or train again"
+        )
+    return encoder, trunk, about, full
+
+
+def random_parts(name: str, layer: int | None) -> tuple[Encoder, Trunk, DecoderConfig]:
+    """Untrained encoder and trunk, the same on every machine."""
+    size, tokenizer = BACKBONES[name]
+    config = DVAE_SIZES[tokenizer]
+    full = replace(SIZES[size], vocabulary=config.vocabulary)
+    depth = full.layers if layer is None else check_layer(layer, full)
+    torch.manual_seed(RANDOM_SEED)
+    encoder, decoder = Encoder(config), Decoder(full)
+    return encoder, decoder.truncate(depth), full
+
+
+def check_layer(layer: int, config: DecoderConfig) -> int:
+    if not 0 <= layer <= config.layers:
+        raise ValueError(f"layer={layer}, the model has layers 0 (embeddings) to {config.layers}")
+    return layer
+
+
+def load_backbone(
+    name: str = "toto-tiny",
+    *,
+    weights: str | None = None,
+    layer: int | None = None,
+    readout: str = "grid",
+    grid: int = 8,
+    device: str = "cpu",
+    all_layers: bool = False,
+) -> FrozenBackbone:
+    """A frozen backbone by name.
+
+    Args:
+        name: one of `BACKBONES`.
+        weights: a .safetensors file (its .json beside it), a folder, a hub repository "org/name",
+            or "random" for untrained features on purpose. None: the local cache
+            ($TOTO_ROBOT_CACHE or ~/.cache/toto_robot), then what is packaged.
+        layer: read the state after this many blocks; None: the middle, which probes best (paper,
+            Fig. 6). Later blocks are not even built.
+        readout: "grid" (tokens averaged down to grid x grid), "tokens", "mean" or "last".
+        all_layers: build all blocks, so that `hidden_states` gives every layer.
+
+    Raises:
+        WeightsNotFoundError: there are no weights; the message says how to get some.
+        ValueError: unknown name, layer or readout; damaged or mismatched weights.
+    """
+    if name not in BACKBONES:
+        known = ", ".join(BACKBONES)
+        raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, BACKBONES)}")
+    size = BACKBONES[name][0]
+    layer = SIZES[size].layers // 2 if layer is None else layer
+    depth = None if all_layers else layer
+    with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
+        if weights == "random":
+            encoder, trunk, full = random_parts(name, depth)
+            resolution, weights_hash = RESOLUTION, None
+        else:
+            path = find_weights(name, weights)
+            encoder, trunk, about, full = encoder_and_trunk(path, size, depth)
+            resolution, weights_hash = int(about["resolution"]), str(about["sha256"])
+    return FrozenBackbone(
+        encoder,
+        trunk,
+        name=name,
+        layer=check_layer(layer, full),
+        num_layers=full.layers,
+        resolution=resolution,
+        readout=readout,
+        grid=grid,
+        weights_hash=weights_hash,
+    ).to(device)

@@ -1,0 +1,279 @@
+"""Options of `python -m toto_robot.rl` as dataclasses, composed and checked by Hydra (no YAML).
+
+    env=franka_pick  backbone=toto-tiny  backbone.weights=random  ppo.learning_rate=5e-4  …
+
+A wrong option, key or type ends in one line with the nearest valid name (`compose`).
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from envs.spec import TASK_NAMES
+from policies.ppo import PPOConfig
+from toto_robot.backbone import BACKBONES
+
+ALGOS = ("ppo",)
+OBS = ("pixels", "state")
+READOUTS = ("grid", "mean", "last", "tokens")
+CAMERAS = ("wrist", "third_person")
+DEFAULT_NUM_ENVS = {"pixels": 64, "state": 256}
+# 200,000 steps from pixels: about half an hour on a laptop. A comparison wants 2,000,000.
+DEFAULT_TOTAL_STEPS = {"pixels": 200_000, "state": 2_000_000}
+
+
+@dataclass
+class EnvConfig:
+    """Which task, and which of its cameras the policy sees."""
+
+    name: str = "franka_pick"
+    camera: str = "wrist"
+
+
+@dataclass
+class BackboneConfig:
+    """Which frozen features. See `toto_robot.backbone.load_backbone`."""
+
+    name: str = "toto-tiny"
+    weights: str | None = None  # file, hub repository, or "random" for untrained features
+    layer: int | None = None  # None: the middle
+    readout: str = "grid"
+    grid: int = 8  # grid x grid tokens, for readout=grid
+
+
+@dataclass
+class RLConfig:
+    """Everything `python -m toto_robot.rl` takes. None means: derived, see `__post_init__`."""
+
+    defaults: list[Any] = field(
+        default_factory=lambda: ["_self_", {"env": "franka_pick"}, {"backbone": "toto-tiny"}]
+    )
+    env: EnvConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    algo: str = "ppo"
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    obs: str = "pixels"
+    image_size: int = 128  # pixels: frames are image_size x image_size
+    total_steps: int | None = None  # environment steps, summed over worlds
+    num_envs: int | None = None
+    seed: int = 0
+    device: str = "auto"  # of backbone and policy; auto: a GPU if there is one
+    resume: str | None = None  # a run folder
+    # At the end, on fresh seeds. None: 200 from state and after 1,000,000 steps or more, else 64
+    # (one episode from pixels is up to 500 frames: 200 would take as long as the training).
+    eval_episodes: int | None = None
+    film_episodes: int = 4  # 0: no film
+    # Of torch. None: from pixels as torch chooses; from state 1, since the networks are small and
+    # physics has threads of its own (measured on 2 busy cores: 6,000 steps/s with 1, 650 with 2).
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("algo", self.algo, ALGOS)
+        check_choice("obs", self.obs, OBS)
+        check_choice("env.camera", self.env.camera, CAMERAS)
+        check_choice("backbone.readout", self.backbone.readout, READOUTS)
+        if self.num_envs is None:
+            self.num_envs = DEFAULT_NUM_ENVS[self.obs]
+        if self.total_steps is None:
+            self.total_steps = DEFAULT_TOTAL_STEPS[self.obs]
+        if self.eval_episodes is None:
+            long = self.obs == "state" or self.total_steps >= 1_000_000
+            self.eval_episodes = 200 if long else 64
+        if self.threads is None and self.obs == "state":
+            self.threads = 1
+        for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("film_episodes", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        _at_least("backbone.grid", self.backbone.grid, 1)
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        if self.num_envs * self.ppo.num_steps % self.ppo.minibatches:
+            raise ValueError(
+                f"num_envs={self.num_envs} x ppo.num_steps={self.ppo.num_steps} does not divide "
+                f"into ppo.minibatches={self.ppo.minibatches}"
+            )
+
+
+GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES)}
+
+
+def register() -> None:
+    """Put the config and its option groups into Hydra's ConfigStore."""
+    store = ConfigStore.instance()
+    store.store(name="rl", node=RLConfig)
+    for name in GROUPS["env"]:
+        store.store(group="env", name=name, node=EnvConfig(name=name))
+    for name in GROUPS["backbone"]:
+        store.store(group="backbone", name=name, node=BackboneConfig(name=name))
+
+
+def nearest(given: str, valid: tuple[str, ...] | list[str]) -> str:
+    """ ", did you mean 'x'? Valid: x, y, z" for error messages."""
+    close = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Valid: {', '.join(valid)}"
+
+
+def check_choice(key: str, given: str, valid: tuple[str, ...]) -> None:
+    """Raises ValueError with the nearest valid value unless `given` is in `valid`."""
+    if given not in valid:
+        raise ValueError(f"{key}={given} does not exist{nearest(given, valid)}")
+
+
+def _at_least(key: str, given: int, least: int) -> None:
+    if given < least:
+        raise ValueError(f"{key}={given}: expected at least {least}")
+
+
+def config_keys(cls: type = RLConfig, prefix: str = "") -> list[str]:
+    """All keys that can be overridden: `seed`, `backbone.weights`, `ppo.epochs`, …"""
+    keys = []
+    for option in fields(cls):
+        key = prefix + option.name
+        if isinstance(option.type, type) and is_dataclass(option.type):
+            keys += [key, *config_keys(option.type, key + ".")]
+        elif key != "defaults":
+            keys.append(key)
+    return keys
+
+
+def check_overrides(overrides: list[str]) -> list[Override]:
+    """Parse `key=value` words. Raises ValueError with the nearest valid key or option."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise ValueError(
+            f"cannot read {error.override!r}: expected key=value, for example seed=1"
+        ) from error
+    keys = config_keys()
+    for override in parsed:
+        key = override.key_or_group
+        if key.split(".")[0] in ("hydra", "hydra/launcher", "hydra/sweeper"):
+            continue
+        if key not in keys:
+            raise ValueError(f"option {key!r} does not exist{_nearest_key(key, keys)}")
+        value = override.value()
+        if key in GROUPS and isinstance(value, str) and not override.is_sweep_override():
+            check_choice(key, value, GROUPS[key])
+    return parsed
+
+
+def _nearest_key(key: str, keys: list[str]) -> str:
+    """As `nearest`, listing only the keys of the same level ("ppo.epoch" -> ppo.*)."""
+    level = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == level]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    listed = nearest(key, siblings or [k for k in keys if "." not in k])
+    return f"; did you mean {close[0]!r}?{listed[listed.index(' Valid') :]}" if close else listed
+
+
+def check_config(overrides: list[str]) -> RLConfig:
+    """Compose and check. Raises ValueError, one line, for whatever is wrong."""
+    parsed = check_overrides(overrides)
+    # A sweep (`seed=0,1,2 -m`) has no single value yet: Hydra composes each job and checks then.
+    single = [o for o in parsed if not o.is_sweep_override()]
+    words = [
+        o.input_line for o in single if o.input_line and not o.key_or_group.startswith("hydra")
+    ]
+    try:
+        with initialize(version_base=None, config_path=None):
+            return to_config(compose("rl", overrides=words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_first_line(error)) from error
+
+
+def to_config(composed: Any) -> RLConfig:
+    """Hydra's DictConfig as plain dataclasses, checked. Raises ValueError."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, RLConfig)
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    """The informative line of a Hydra error: the deepest cause, which names key and value."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), ""
+    )
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str]:
+    """The command line with what the user may leave out: a run folder, and when resuming the
+    options of the run that goes on (what the user gives again wins)."""
+    flags = [word for word in argv if word.startswith("-")]
+    if not set(flags) <= {"-m", "--multirun"}:  # --help, --cfg job, …: Hydra's own business
+        return argv
+    words = [word for word in argv if not word.startswith("-")]
+    given = {o.key_or_group: o for o in check_overrides(words)}
+    if "resume" in given and given["resume"].value() is not None:
+        folder = Path(str(given["resume"].value()))
+        saved = saved_overrides(folder)
+        words = [w for w in saved if w.split("=", 1)[0] not in given] + words
+        given.setdefault("hydra.run.dir", given["resume"])
+        words += [] if _has_run_dir(words) else [f"hydra.run.dir={quote(str(folder))}"]
+    config = check_config(words)
+    if not _has_run_dir(words):
+        words.append(f"hydra.run.dir={quote(default_run_dir(config, now or datetime.now()))}")
+    return flags + words
+
+
+def default_run_dir(config: RLConfig, now: datetime) -> str:
+    features = "state" if config.obs == "state" else config.backbone.name
+    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}_{config.env.name}_{features}_s{config.seed}"
+
+
+def _has_run_dir(words: list[str]) -> bool:
+    return any(word.startswith("hydra.run.dir=") for word in words)
+
+
+def saved_overrides(folder: Path) -> list[str]:
+    """`config.yaml` of a run folder as overrides. Raises ValueError if it is not one."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"resume={folder} is not a run folder: {path} is missing")
+    saved = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(saved, dict)
+    words = [f"{group}={saved[group]['name']}" for group in GROUPS]
+    return words + _flatten({k: v for k, v in saved.items() if k != "resume"})
+
+
+def _flatten(values: dict[Any, Any], prefix: str = "") -> list[str]:
+    words = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            words += _flatten(value, f"{prefix}{key}.")
+        else:
+            words.append(f"{prefix}{key}={quote(value)}")
+    return words
+
+
+def quote(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join(quote(v) for v in value) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def fail(message: object) -> NoReturn:
+    """One line on stderr and exit code 2, for what the user can mend."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,137 @@
+"""What this machine can do: `python -m toto_robot.doctor [--json] [backbone=toto-tiny]`
+
+Versions, the GL renderer (and whether it is software), frames rendered and encoded per second,
+physics steps per second, and how long a run of 2,000,000 environment steps would take.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import envs
+from envs import gl
+from pretraining.cli import parse
+from toto_robot._siblings import check_siblings
+from toto_robot.backbone import load_backbone
+from toto_robot.backbone.weights import WeightsNotFoundError
+from toto_robot.runs import describe_machine
+
+MEASURE_S = 1.5
+NUM_WORLDS = 64
+RUN_STEPS = 2_000_000
+SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check rendering, backbone and physics, and measure their speed."""
+
+    env: str = "franka_pick"
+    backbone: str = "toto-tiny"
+    weights: str | None = None
+
+
+def per_second(work: Callable[[], int]) -> float:
+    """Units of `work` (which returns how many it did) per second, after one warm-up call."""
+    work()
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < MEASURE_S:
+        done += work()
+    return done / elapsed
+
+
+def check_rendering(task: Any) -> dict[str, Any]:
+    """Renderer name and frames/s; or what is missing."""
+    if gl.BACKEND is None:
+        return {"gl": "none", "problem": gl.INSTALL_HINT}
+    from envs.rendering import gl_renderer_name
+
+    name = gl_renderer_name()
+    report: dict[str, Any] = {
+        "gl": name,
+        "gl_backend": gl.BACKEND,
+        "software_rendering": any(word in name.lower() for word in SOFTWARE_RENDERERS),
+    }
+    worlds = range(NUM_WORLDS)
+    for size in (84, 128, 224):
+        rate = per_second(lambda size=size: len(task.render_film(worlds, "wrist", size, size)))
+        report[f"render_{size}px_per_s"] = round(rate)
+    return report
+
+
+def check_backbone(config: DoctorConfig, task: Any) -> dict[str, Any]:
+    """Name, hash and frames/s of the frozen backbone; or why it cannot be had."""
+    try:
+        backbone = load_backbone(config.backbone, weights=config.weights)
+    except WeightsNotFoundError as error:
+        return {"backbone": config.backbone, "problem": str(error)}
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (NUM_WORLDS, 128, 128, 3), generator=generator).to(torch.uint8)
+    return {
+        "backbone": backbone.name,
+        "weights_hash": backbone.weights_hash[:12],
+        "layer": f"{backbone.layer} of {backbone.num_layers}",
+        "encode_per_s": round(per_second(lambda: len(backbone(frames)))),
+    }
+
+
+def check_physics(task: Any) -> dict[str, Any]:
+    def work() -> int:
+        for _ in range(10):
+            task.step(torch.rand(task.num_envs, task.num_actions) * 2 - 1)
+        return 10 * task.num_envs
+
+    return {"env_steps_per_s": round(per_second(work))}
+
+
+def predict(report: dict[str, Any]) -> dict[str, Any]:
+    """Hours for 2M steps: physics, one image and one encoding for each; PPO's own share is left
+    out (it is measured by `benchmarks/encode_once.py`)."""
+    rates = [report.get(k) for k in ("env_steps_per_s", "render_128px_per_s", "encode_per_s")]
+    hours = {"state_2M_steps_h": round(RUN_STEPS / report["env_steps_per_s"] / 3600, 2)}
+    if all(rates):
+        seconds = sum(RUN_STEPS / rate for rate in rates if rate)
+        hours["pixels_2M_steps_h"] = round(seconds / 3600, 2)
+    return hours
+
+
+def examine(config: DoctorConfig) -> dict[str, Any]:
+    report: dict[str, Any] = dict(describe_machine())
+    task = envs.make(config.env, NUM_WORLDS)
+    task.reset()
+    report |= check_physics(task)
+    problems = []
+    for part in (check_rendering(task), check_backbone(config, task)):
+        if "problem" in part:
+            problems.append(part.pop("problem"))
+        report |= part
+    task.close()
+    report |= predict(report)
+    report["problems"] = problems
+    return report
+
+
+def main() -> None:
+    check_siblings()
+    words = sys.argv[1:]
+    config = parse(DoctorConfig, [word for word in words if word != "--json"])
+    report = examine(config)
+    if "--json" in words:
+        print(json.dumps(report, indent=1))
+        return
+    problems = report.pop("problems")
+    for name, value in report.items():
+        print(f"{name:22} {value}")
+    if report.get("software_rendering"):
+        print("\nRendering runs in software: fine for a few hundred frames per second.")
+    for problem in problems:
+        print(f"\nPROBLEM: {problem}")
+
+
+if __name__ == "__main__":
+    main()

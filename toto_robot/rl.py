@@ -1,0 +1,419 @@
+"""Train a policy: `python -m toto_robot.rl env=franka_pick backbone=toto-tiny`.
+
+Camera frames (or state) -> frozen features, made once -> PPO; then evaluation and film.
+`resume=<run folder>` goes on with a run; Ctrl-C saves and says how. All options: `conf.py`.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from toto_robot._siblings import check_siblings
+
+check_siblings()
+# Waiting OpenMP threads must not spin: physics, rendering and neighbours want the cores (measured
+# on 2 busy cores, 2 threads: 3,600 steps/s instead of 650). Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hydra  # noqa: E402
+import torch  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import envs  # noqa: E402
+from envs import spec  # noqa: E402
+from envs.gl import RenderingUnavailableError  # noqa: E402
+from envs.rendering import gl_renderer_name  # noqa: E402
+from policies.evaluation import evaluate  # noqa: E402
+from policies.feature_vec_env import feature_vec_env  # noqa: E402
+from policies.film import EpisodeFilm  # noqa: E402
+from policies.policy import (  # noqa: E402
+    BackboneRecord,
+    PolicySpec,
+    check_backbone,
+    load_policy,
+    load_weights,
+    read_spec,
+    save_policy,
+)
+from policies.ppo import PPO, load_trainer, make_ppo, save_trainer  # noqa: E402
+from policies.vec_env import StateObserver, TaskVecEnv  # noqa: E402
+from toto_robot import backbone as backbones  # noqa: E402
+from toto_robot.conf import RLConfig, complete_overrides, fail, register, to_config  # noqa: E402
+from toto_robot.runs import (  # noqa: E402
+    Metrics,
+    plot_success,
+    read_metrics,
+    success_report,
+    write_environment,
+    write_json,
+    write_text,
+)
+
+UNTRAINED = "untrained backbone"
+EVAL_SEED_OFFSET = 1_000_003  # evaluation never sees the training seeds
+CHECKPOINT_EVERY_S = 30.0
+
+
+def main() -> None:
+    """Entry point of `python -m toto_robot.rl` and of `toto-rl`."""
+    register()
+    try:
+        sys.argv[1:] = complete_overrides(sys.argv[1:])
+    except ValueError as error:
+        fail(error)
+    _hydra_main()  # pyright: ignore[reportCallIssue]
+
+
+@hydra.main(version_base=None, config_path=None, config_name="rl")
+def _hydra_main(composed: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)
+    try:
+        config = to_config(composed)
+        backbone = load_frozen(config)
+        run_dir_is_free(folder, config)
+        gl_renderer = find_renderer(config)
+    except (ValueError, FileNotFoundError, FileExistsError, RenderingUnavailableError) as error:
+        fail(error)
+    train(config, folder, backbone, gl_renderer)
+
+
+def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unknown") -> None:
+    """The whole run. `backbone`: a FrozenBackbone, None for obs=state. Writes into `folder`."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stamp = UNTRAINED if backbone is not None and backbone.untrained else ""
+    last, best = folder / "checkpoints/last", folder / "checkpoints/best"
+    progress = load_progress(last) if config.resume else {"steps": 0, "best": [-1.0, -1e30]}
+
+    task = make_task(config, config.seed + progress["steps"], config.num_envs or 1)
+    env = wrap(task, backbone, config)
+    ppo = make_ppo(env, config.ppo, config.seed, pick_device(config))
+    if config.resume:
+        resume(ppo, last, backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
+    write_environment(folder / "env.txt", gl_renderer=gl_renderer)
+
+    policy_spec = describe_policy(config, task, backbone)
+    finished = learn(config, folder, ppo, env, policy_spec, progress, stamp)
+    env.close()
+    title = f"{config.env.name}, {backbone.name if backbone else 'state'}, seed {config.seed}"
+    plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
+    if finished:
+        evaluate_best(config, folder, best if best.exists() else last, backbone, stamp)
+    else:
+        print(f"Stopped at {ppo.num_timesteps:,} steps; all is saved. To go on:")
+        print(f"  python -m toto_robot.rl resume={folder}")
+
+
+def learn(
+    config: RLConfig,
+    folder: Path,
+    ppo: PPO,
+    env: TaskVecEnv,
+    policy_spec: PolicySpec,
+    progress: dict[str, Any],
+    stamp: str,
+) -> bool:
+    """Iterate PPO up to `total_steps`, reporting and saving. False if stopped by a signal."""
+    total_steps, last = config.total_steps or 0, folder / "checkpoints/last"
+    metrics = Metrics(folder / "metrics.jsonl", progress["steps"] if config.resume else None)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=ppo.num_timesteps)
+    bar = tqdm(
+        total=total_steps, initial=ppo.num_timesteps, unit="step", smoothing=0.05, mininterval=0.5
+    )
+    finished, saved_s = True, -math.inf
+    with StopSignal() as stop:
+
+        def on_step() -> bool:
+            bar.update(env.num_envs)
+            return not stop.requested
+
+        ppo.start(total_steps, on_step)
+        while ppo.num_timesteps < total_steps:
+            steps_before, started_s = ppo.num_timesteps, time.monotonic()
+            finished = ppo.iterate()
+            if not finished:
+                break
+            now_s = time.monotonic()
+            rate = (ppo.num_timesteps - steps_before) / (now_s - started_s)
+            report = make_report(ppo, env, rate, stamp)
+            metrics.append(report)
+            write_board(board, report, ppo.losses())
+            bar.set_postfix_str(describe(report))
+            score = score_of(report)
+            if score is not None and score > progress["best"]:
+                progress["best"] = score
+                save_checkpoint(folder / "checkpoints/best", ppo, policy_spec, progress)
+            if now_s - saved_s > CHECKPOINT_EVERY_S:
+                save_checkpoint(last, ppo, policy_spec, progress)
+                saved_s = now_s
+    save_checkpoint(last, ppo, policy_spec, progress)
+    for thing in (bar, metrics, board):
+        thing.close()
+    return finished
+
+
+def pick_device(config: RLConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_frozen(config: RLConfig) -> Any:
+    """The FrozenBackbone, before anything slow is built. None for obs=state.
+
+    Raises WeightsNotFoundError (a FileNotFoundError) that names the ways to get weights."""
+    if config.obs == "state":
+        return None
+    b = config.backbone
+    return backbones.load_backbone(
+        b.name,
+        weights=b.weights,
+        layer=b.layer,
+        readout=b.readout,
+        grid=b.grid,
+        device=pick_device(config),
+    )
+
+
+def find_renderer(config: RLConfig) -> str:
+    """GL renderer for the record. Raises RenderingUnavailableError now rather than at the film."""
+    if config.obs == "state" and not config.film_episodes:
+        return "not used"
+    return gl_renderer_name()
+
+
+def make_task(config: RLConfig, seed: int, num_envs: int) -> Any:
+    """The batched task (`VecTask`) with observations as configured."""
+    return envs.make(
+        task=spec.TASK_NAMES[config.env.name],
+        num_envs=num_envs,
+        sim_device="cpu",
+        rl_device="cpu",
+        seed=seed,
+        obs=config.obs,
+        image_size=config.image_size,
+        camera=config.env.camera,
+    )
+
+
+def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
+    bootstrap = config.ppo.time_limit_bootstrap
+    if backbone is None:
+        return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap)
+    return feature_vec_env(task, backbone, bootstrap)
+
+
+def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
+    """What a policy folder says about itself."""
+    policy_spec = PolicySpec(
+        env=config.env.name,
+        obs=config.obs,
+        num_obs=task.num_obs,
+        num_states=task.num_states,
+        num_actions=task.num_actions,
+        ppo=config.ppo,
+        algo=config.algo,
+    )
+    if backbone is None:
+        return policy_spec
+    record = BackboneRecord(
+        name=backbone.name,
+        weights_hash=backbone.weights_hash,
+        weights=config.backbone.weights,
+        layer=backbone.layer,
+        readout=config.backbone.readout,
+        grid=config.backbone.grid,
+        untrained=bool(backbone.untrained),
+    )
+    return replace(
+        policy_spec,
+        feature_shape=list(backbone.feature_shape),
+        image_size=config.image_size,
+        camera=config.env.camera,
+        backbone=record,
+    )
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, ppo: PPO, policy_spec: PolicySpec, progress: dict) -> None:
+    """Policy, trainer state and progress, swapped in as a whole folder."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    progress["steps"] = ppo.num_timesteps
+    save_policy(new, ppo.policy, replace(policy_spec, env_steps=ppo.num_timesteps))
+    save_trainer(new / "trainer.pt", ppo)
+    write_json(new / "progress.json", progress)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_progress(checkpoint: Path) -> dict[str, Any]:
+    """`steps` and `best` ([success rate, return]) of a checkpoint folder."""
+    old = checkpoint.with_name(checkpoint.name + ".old")
+    if not checkpoint.exists() and old.exists():  # killed between the two renames
+        os.rename(old, checkpoint)
+    return json.loads((checkpoint / "progress.json").read_text())
+
+
+def resume(ppo: PPO, checkpoint: Path, backbone: Any) -> None:
+    """Weights, optimiser, counters and random states of `checkpoint` into `ppo`."""
+    record = read_spec(checkpoint).backbone
+    if record is not None:
+        check_backbone(record, backbone, checkpoint)
+    load_weights(checkpoint, ppo.policy)
+    load_trainer(checkpoint / "trainer.pt", ppo)
+
+
+def run_dir_is_free(folder: Path, config: RLConfig) -> None:
+    """Raises FileExistsError / FileNotFoundError unless the folder suits a new or resumed run."""
+    if config.resume is None:
+        if (folder / "metrics.jsonl").exists():
+            raise FileExistsError(
+                f"{folder} holds a run already: continue it with resume={folder}, or choose "
+                "another hydra.run.dir"
+            )
+        return
+    if Path(config.resume).resolve() != folder.resolve():
+        raise ValueError(
+            f"a resumed run goes on in its own folder: leave out hydra.run.dir (got {folder})"
+        )
+    checkpoint = folder / "checkpoints/last"
+    if not checkpoint.exists() and not checkpoint.with_name("last.old").exists():
+        raise FileNotFoundError(f"nothing to resume: {checkpoint} is missing")
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+def make_report(ppo: PPO, env: TaskVecEnv, rate: float, stamp: str) -> dict[str, Any]:
+    """One line of metrics.jsonl; success and return over the last 200 finished episodes."""
+    returns = [float(e["r"]) for e in ppo.ep_info_buffer or []]
+    return {
+        "steps": ppo.num_timesteps,
+        **success_report([float(s) for s in ppo.ep_success_buffer or []]),
+        "episode_return": sum(returns) / len(returns) if returns else None,
+        "steps_per_s": round(rate, 1),
+        "encodes_per_step": round(env.encodes_per_step, 4),
+        "time_s": round(time.time(), 1),
+        **({"note": stamp} if stamp else {}),
+    }
+
+
+def score_of(report: dict[str, Any]) -> list[float] | None:
+    """What `best` is chosen by: success rate, then return. None before 20 episodes have ended."""
+    if report["episodes"] < 20:
+        return None
+    return [report["success_rate"], report["episode_return"]]
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The words of the progress bar."""
+    if report["success_rate"] is None:
+        return "no episode finished yet"
+    return (
+        f"success {report['success_rate']:.0%} [{report['success_low']:.0%}, "
+        f"{report['success_high']:.0%}], return {report['episode_return']:.1f}"
+    )
+
+
+def write_board(board: SummaryWriter, report: dict[str, Any], losses: dict[str, float]) -> None:
+    numbers = {f"rollout/{k}": v for k, v in report.items() if isinstance(v, (int, float))}
+    for name, value in {**numbers, **losses}.items():
+        board.add_scalar(name, value, report["steps"])
+
+
+def evaluate_best(
+    config: RLConfig, folder: Path, checkpoint: Path, backbone: Any, stamp: str
+) -> None:
+    """`eval.json` and `eval.mp4`: the deterministic policy of `checkpoint` on fresh seeds."""
+    policy = load_policy(checkpoint, backbone, pick_device(config))
+    seed = config.seed + EVAL_SEED_OFFSET
+    count = config.eval_episodes or 1
+    task = make_task(config, seed, min(config.num_envs or 1, count))
+    print(f"Evaluating {checkpoint} for {count} episodes on fresh seeds …")
+    with tqdm(total=count, unit="episode", mininterval=0.5) as bar:
+        episodes = evaluate(policy, task, count, on_episode=lambda _: bar.update())
+    task.close()
+    report = success_report([float(e.success) for e in episodes])
+    write_json(
+        folder / "eval.json",
+        {
+            **report,
+            "episode_return": sum(e.episode_return for e in episodes) / len(episodes),
+            "episode_length": sum(e.episode_length for e in episodes) / len(episodes),
+            "seed": seed,
+            "env_steps": policy.spec.env_steps,
+            "env": config.env.name,
+            "obs": config.obs,
+            "backbone": backbone.name if backbone else None,
+            "weights_hash": backbone.weights_hash if backbone else None,
+            "untrained_backbone": bool(stamp),
+        },
+    )
+    print(f"success {report['success_rate']:.1%} [{report['success_low']:.1%}, "
+          f"{report['success_high']:.1%}] of {len(episodes)} episodes")  # fmt: skip
+    if config.film_episodes:
+        film_policy(config, folder / "eval.mp4", policy, stamp)
+    print(f"All results: {folder}")
+
+
+def film_policy(config: RLConfig, path: Path, policy: Any, stamp: str) -> None:
+    """A few evaluation episodes, third person and wrist camera side by side."""
+    task = make_task(config, config.seed + EVAL_SEED_OFFSET, config.film_episodes)
+    try:
+        with EpisodeFilm(path, task, config.film_episodes, stamp=stamp) as film:
+            finished = evaluate(policy, task, config.film_episodes, watch=film)
+            film.finish({e.world: e for e in finished})
+    finally:
+        task.close()
+
+
+class StopSignal:
+    """Ctrl-C or SIGTERM sets `requested`; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, _frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        tqdm.write("Stopping after this step; once more interrupts at once.")
+
+
+def as_plain(config: RLConfig) -> dict[str, Any]:
+    """The config as plain values, without Hydra's defaults list."""
+    return {k: v for k, v in asdict(config).items() if k != "defaults"}
+
+
+if __name__ == "__main__":
+    main()
