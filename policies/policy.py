@@ -128,11 +128,12 @@ def check_backbone(record: BackboneRecord, backbone: Any, folder: Path | str) ->
             f"{record.weights_hash}, but the backbone given is {backbone.name} with weights "
             f"{backbone.weights_hash}"
         )
-    if backbone.layer != record.layer and record.layer is not None:
-        raise ValueError(
-            f"policy in {folder} reads layer {record.layer}, the backbone given layer "
-            f"{backbone.layer}"
-        )
+    for key in ("layer", "readout"):
+        given, recorded = getattr(backbone, key), getattr(record, key)
+        if recorded is not None and given != recorded:
+            raise ValueError(
+                f"policy in {folder} reads {key}={recorded}, the backbone given {key}={given}"
+            )
 
 
 def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -> Policy:

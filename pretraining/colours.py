@@ -62,7 +62,7 @@ def colour_whitening(
     Scaled so that the total variance of the data stays the same.
     """
     pixels = frames[:, ::4, ::4].reshape(-1, 3).double() / 255
-    covariance = torch.cov(pixels.T) + 1e-4 * torch.eye(3, dtype=torch.float64)
+    covariance = torch.cov(pixels.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
     spread, directions = torch.linalg.eigh(covariance)
     matrix = directions @ torch.diag(spread.pow(-temper / 2)) @ directions.T
     scale = (covariance.trace() / (matrix @ covariance @ matrix.T).trace()).sqrt()

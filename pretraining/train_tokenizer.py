@@ -8,27 +8,20 @@ tokenizer.json, reconstructions.png and codebook.png.
 
 import math
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from pretraining.cli import parse
 from pretraining.colours import colour_weights, colour_whitening, pixel_weights
 from pretraining.pictures import plot_codebook, plot_reconstructions
-from pretraining.progress import (
-    Interrupt,
-    MetricsLog,
-    load_checkpoint,
-    save_checkpoint,
-    settings_of,
-)
+from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.video import find_videos, sample_frames, split_videos
 from toto_robot.backbone.dvae import DVAE, dvae_size, map_pixels, save_tokenizer, unmap_pixels
 from toto_robot.backbone.precision import has_fast_bfloat16
@@ -46,14 +39,14 @@ class Config:
     held_out: float = 0.05  # share of videos
     steps: int = 6000
     batch_size: int = 32
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     weight_decay: float = 1e-4
     warmup: int = 200
     loss: Literal["l1", "l2"] = "l2"
     temperature: float = 1.0  # at the start; annealed to final_temperature over anneal * steps
     final_temperature: float = 0.0625
     anneal: float = 0.7
-    usage: float = 0.02  # weight of (ln V - entropy of the mean posterior) / ln V
+    usage: float = 0.02  # weight of the codebook-usage term
     kl: float = 0.0  # weight of KL(posterior || uniform) per token, in nats
     colour_temper: float = 0.8  # of the weights by rarity; 0: all pixels alike
     whitening: float = 0.5  # of the error's colour space; 0: RGB, 1: fully whitened
@@ -81,32 +74,40 @@ def lr_at(step: int, config: Config) -> float:
 
 def loss_of(
     model: DVAE,
-    frames: Tensor,
-    weights: Tensor,
-    whitening: Tensor,
-    temperature: float,
+    frames: UInt8[Tensor, "B R R 3"],
+    data: "Data",
+    step: int,
     config: Config,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Weighted reconstruction + codebook usage + KL; the reconstruction term is returned too."""
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted reconstruction, codebook usage and KL; returns the loss and its terms.
+
+    The usage term is the mutual information of patch and code, as a share of ln V: high when a
+    patch's code is certain and the codes are used evenly. (The entropy of the mean posterior alone
+    is as high when every patch's posterior is uniform, and that is what it then trains.)
+    """
     pixels = map_pixels(frames)
-    output, logits = model(pixels, temperature, generator)
-    error = torch.einsum("ij,bjhw->bihw", whitening, output - pixels)
+    output, logits = model(pixels, temperature_at(step, config), generator)
+    error = torch.einsum("ij,bjhw->bihw", data.whitening, output - pixels)
+    pixel_weight = pixel_weights(frames, data.weights)
     distance = error.abs() if config.loss == "l1" else error.square()
-    pixel_weight = pixel_weights(frames, weights)
     reconstruction = (distance * pixel_weight).mean()
+
     log_vocabulary = math.log(model.config.vocabulary)
     # Weighted like the pixels: else codes are spread over the noise of the commonest patches.
     patch_weight = F.avg_pool2d(pixel_weight, model.config.stride)
-    posterior = logits.softmax(dim=1) * (patch_weight / patch_weight.sum())
-    mean_posterior = posterior.sum(dim=(0, 2, 3))
-    entropy = -(mean_posterior * (mean_posterior + 1e-10).log()).sum()
-    loss = reconstruction + config.usage * (1 - entropy / log_vocabulary)
+    patch_weight = patch_weight / patch_weight.sum()
+    log_posterior = logits.log_softmax(dim=1)
+    posterior = log_posterior.exp()
+    mean_posterior = (posterior * patch_weight).sum(dim=(0, 2, 3))
+    mean_entropy = -(mean_posterior * (mean_posterior + 1e-10).log()).sum()
+    negative_entropy = (posterior * log_posterior).sum(dim=1, keepdim=True)
+    information = mean_entropy + (negative_entropy * patch_weight).sum()
+    loss = reconstruction + config.usage * (1 - information / log_vocabulary)
     if config.kl > 0:
-        log_posterior = logits.log_softmax(dim=1)
-        kl = (log_posterior.exp() * (log_posterior + log_vocabulary)).sum(dim=1).mean()
-        loss = loss + config.kl * kl
-    return loss, reconstruction.detach()
+        loss = loss + config.kl * (negative_entropy + log_vocabulary).mean()
+    terms = {"reconstruction": reconstruction.item(), "information": information.item()}
+    return loss, terms
 
 
 @torch.inference_mode()
@@ -144,104 +145,97 @@ def use_bfloat16(precision: str) -> bool:
     return precision == "bfloat16"
 
 
-def main(config: Config) -> None:
-    # Reading ------------------------------------------------------------------------------------
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    interrupt = Interrupt()
-    config.out.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Data:
+    """Frames in memory and what the loss needs to know about their colours."""
+
+    frames: UInt8[Tensor, "N R R 3"]
+    test: UInt8[Tensor, "M R R 3"]  # of other videos
+    weights: Float[Tensor, " colours"]
+    whitening: Float[Tensor, "3 3"]
+
+
+def read_data(config: Config) -> Data:
     videos, held_out = split_videos(find_videos(config.data), config.data, config.held_out)
     frames = sample_frames(videos, config.resolution, config.max_frames, "reading films")
     test = sample_frames(held_out, config.resolution, 512, "reading held-out")
-    picture = test[torch.linspace(0, len(test) - 1, min(12, len(test))).long()]
     some = frames[:: max(1, len(frames) // 4000)]
     weights = colour_weights(some, temper=config.colour_temper)
-    whitening = colour_whitening(some, temper=config.whitening)
+    return Data(frames, test, weights, colour_whitening(some, temper=config.whitening))
 
-    # Model, optimiser, and where an earlier run stopped -------------------------------------------
-    torch.manual_seed(config.seed)
-    model = DVAE(dvae_size(config.size))
-    model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
-    )
-    free = {"out", "threads", "report_every", "checkpoint_s", "resume"}
-    settings = {**settings_of(config, free), "frames": str(len(frames))}
-    checkpoint, first_step = config.out / "checkpoint.pt", 0
-    if config.resume == "auto" and checkpoint.exists():
-        state = load_checkpoint(checkpoint, settings)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-        print(f"continuing at step {first_step} of {config.steps}")
-    log = MetricsLog(config.out / "metrics.jsonl", first_step)
 
-    def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(checkpoint, {**state, "step": step, "settings": settings})
-
-    # Training ---------------------------------------------------------------------------------
-    bfloat16 = use_bfloat16(config.precision)
-    saved_at = time.monotonic()
-    bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="dVAE", mininterval=1.0)
-    for step in range(first_step, config.steps):
-        # All randomness of a step comes from (seed, step): the step number is the whole state.
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        batch = frames[torch.randint(len(frames), (config.batch_size,), generator=generator)]
-        temperature = temperature_at(step, config)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss, reconstruction = loss_of(
-                model, batch, weights, whitening, temperature, config, generator
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = lr_at(step, config)
-        optimizer.step()
-        bar.update()
-
-        if step % config.report_every == 0 or step == config.steps - 1:
-            report = evaluate(model, test[:: max(1, len(test) // 128)], weights)
-            del report["counts"]
-            numbers = {"loss": loss.item(), "reconstruction": reconstruction.item(), **report}
-            log.write(step=step, temperature=temperature, **numbers)
-            rate = (bar.format_dict["rate"] or 0) * config.batch_size
-            bar.set_postfix(
-                loss=f"{numbers['loss']:.4f}",
-                psnr=f"{report['psnr']:.1f}/{report['psnr_weighted']:.1f}dB",
-                codes=report["codes_used"],
-                frames_s=f"{rate:.0f}",
-            )
-        if interrupt.requested or time.monotonic() - saved_at > config.checkpoint_s:
-            save(step + 1)
-            saved_at = time.monotonic()
-        if interrupt.requested:
-            bar.close()
-            raise SystemExit(
-                f"stopped after step {step + 1}; the same command continues from there"
-            )
-    bar.close()
-    save(config.steps)
-
-    # Result ------------------------------------------------------------------------------------
-    report = evaluate(model, test, weights)
+def write_results(model: DVAE, data: Data, config: Config, settings: dict[str, str]) -> None:
+    """tokenizer.safetensors and .json, reconstructions.png, codebook.png."""
+    report = evaluate(model, data.test, data.weights)
     counts = report.pop("counts")
-    digest = save_tokenizer(
-        model.eval(),
-        config.out,
-        resolution=config.resolution,
-        trained={**settings, "videos": len(videos), "held_out_videos": len(held_out)},
-        held_out=report,
-    )
+    about = {"resolution": config.resolution, "trained": settings, "held_out": report}
+    digest = save_tokenizer(model.eval(), config.out, **about)
+    count = min(12, len(data.test))
+    picture = data.test[torch.linspace(0, len(data.test) - 1, count).long()]
     with torch.inference_mode():
         decoded = model.decoder.decode(model.encoder.encode(picture))
     plot_reconstructions(picture, decoded, config.out / "reconstructions.png")
     plot_codebook(counts, config.out / "codebook.png")
     print(f"{config.out / 'tokenizer.safetensors'} sha256 {digest[:12]}")
-    print(
-        ", ".join(f"{name} {value:.2f}" for name, value in report.items()), "(held-out, hard codes)"
+    print(", ".join(f"{name} {value:.2f}" for name, value in report.items()), "(held-out films)")
+
+
+def main(config: Config) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    interrupt = Interrupt()
+    config.out.mkdir(parents=True, exist_ok=True)
+    data = read_data(config)
+
+    # Model and optimiser, new or from where an earlier run stopped.
+    torch.manual_seed(config.seed)
+    model = DVAE(dvae_size(config.size)).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
+    free = {"data", "out", "threads", "report_every", "checkpoint_s", "resume"}
+    settings = {**settings_of(config, free), "frames": str(len(data.frames))}
+    checkpoint = Checkpoint(config.out / "checkpoint.pt", model, optimizer, settings)
+    first_step = checkpoint.load() if config.resume == "auto" else 0
+    log = MetricsLog(config.out / "metrics.jsonl", first_step)
+    print(f"dVAE {config.size}: {len(data.frames)} frames, from step {first_step}")
+
+    # Training. All randomness of a step comes from (seed, step), so that is all there is to resume.
+    bfloat16 = use_bfloat16(config.precision)
+    bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="dVAE", mininterval=1.0)
+    for step in range(first_step, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        chosen = torch.randint(len(data.frames), (config.batch_size,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss, terms = loss_of(model, data.frames[chosen], data, step, config, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, config)
+        optimizer.step()
+        bar.update()
+
+        if step % config.report_every == 0 or step == config.steps - 1:
+            few = data.test[:: max(1, len(data.test) // 128)]
+            report = evaluate(model, few, data.weights)
+            del report["counts"]
+            temperature = temperature_at(step, config)
+            log.write(step=step, loss=loss.item(), temperature=temperature, **terms, **report)
+            rate = (bar.format_dict["rate"] or 0) * config.batch_size
+            bar.set_postfix(
+                loss=f"{loss.item():.4f}",
+                psnr=f"{report['psnr']:.1f}/{report['psnr_weighted']:.1f}dB",
+                codes=report["codes_used"],
+                frames_s=f"{rate:.0f}",
+            )
+        checkpoint.save_when_due(step + 1, config.checkpoint_s)
+        if interrupt.requested:
+            checkpoint.save(step + 1)
+            raise SystemExit(f"\nstopped after step {step + 1}; the same command continues there")
+    bar.close()
+    checkpoint.save(config.steps)
+    write_results(model, data, config, settings)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -72,7 +73,7 @@ def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 
             for frame in container.decode(video=0):
                 yield to_square(frame, resolution)
                 count += 1
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise CorruptVideoError(
             f"{path} cannot be decoded after {count} frames: {error}"
         ) from error

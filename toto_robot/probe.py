@@ -171,8 +171,10 @@ def patches(images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N T D"]:
 
 def run(config: ProbeConfig) -> dict:
     """Everything that goes into probe.json."""
-    backbone = load_backbone(config.backbone, weights=config.weights)
-    random = load_backbone(config.backbone, weights="random", tokenizer_of=backbone)
+    backbone = load_backbone(config.backbone, weights=config.weights, all_layers=True)
+    random = load_backbone(config.backbone, weights="random", all_layers=True)
+    random_decoder = load_backbone(config.backbone, weights="random", all_layers=True)
+    random_decoder.encoder = backbone.encoder  # the trained tokenizer's codes
     train = collect(config, config.frames, config.seed, "frames")
     test = collect(config, config.held_out, config.seed + HELD_OUT_SEED, "held-out frames")
     cnn = fit_cnn(Split(train.images, train.targets, test.images, test.targets))
@@ -183,7 +185,8 @@ def run(config: ProbeConfig) -> dict:
         "config": {key: str(value) for key, value in asdict(config).items()},
         "default_layer": backbone.layer,
         "layers": probe_layers(backbone, train, test, backbone.name),
-        "random_decoder": probe_layers(random, train, test, "random weights"),
+        "random_decoder": probe_layers(random_decoder, train, test, "random decoder"),
+        "random": probe_layers(random, train, test, "random weights"),
         "pixels": pixel_scores,
         "cnn": score(cnn, test.targets),
     }
@@ -204,7 +207,12 @@ def table(result: dict) -> str:
         cells = [f"{scores[r]['r2_image']:.3f} · {scores[r]['error_cm']:.2f} cm" for r in reads]
         return f"| {label} | " + " | ".join(cells) + " |"
 
-    for name, key in ((result["backbone"], "layers"), ("random decoder", "random_decoder")):
+    rows = (
+        (result["backbone"], "layers"),
+        ("random decoder on its tokens", "random_decoder"),
+        ("all weights random", "random"),
+    )
+    for name, key in rows:
         for i, scores in enumerate(result[key]):
             lines.append(row(f"{name}, layer {i}", scores))
     lines.append(row("raw pixels", result["pixels"]))

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import platform
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -146,3 +148,26 @@ def write_environment(path: Path, **more: str) -> None:
     """`env.txt`: one `name: value` a line."""
     facts = {**describe_machine(), **more}
     write_text(path, "".join(f"{name}: {value}\n" for name, value in facts.items()))
+
+
+class StopSignal:
+    """Ctrl-C or SIGTERM sets `requested`; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, _frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nStopping after this step; once more interrupts at once.", file=sys.stderr)

@@ -114,7 +114,11 @@ def test_unknown_size_names_the_nearest() -> None:
 @torch.no_grad()
 def test_truncate_equals_hooks_on_the_full_model(model: Decoder, tokens: torch.Tensor) -> None:
     seen: list[torch.Tensor] = []
-    hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(out)) for b in model.blocks]
+
+    def note(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        seen.append(output)
+
+    hooks = [block.register_forward_hook(note) for block in model.blocks]
     model(tokens)
     for hook in hooks:
         hook.remove()

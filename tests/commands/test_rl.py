@@ -118,6 +118,19 @@ def test_same_seed_same_run(tmp_path: Path) -> None:
     assert numbers("a") == numbers("b")
 
 
+def test_one_lucky_episode_does_not_beat_a_higher_return() -> None:
+    def score(
+        success_rate: float, episode_return: float, episodes: int = 200
+    ) -> list[float] | None:
+        return rl.score_of(
+            {"success_rate": success_rate, "episode_return": episode_return, "episodes": episodes}
+        )
+
+    lucky, later, better = score(0.005, 100.0), score(0.0, 400.0), score(0.5, 300.0)
+    assert lucky and later and better and lucky < later < better
+    assert score(1.0, 1.0, episodes=3) is None
+
+
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
     monkeypatch.setattr(sys, "argv", ["toto-rl", *words])
     with pytest.raises(SystemExit) as stopped:

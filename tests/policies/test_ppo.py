@@ -198,6 +198,14 @@ def test_another_backbone_is_an_error_that_names_both_hashes(tmp_path: Path) -> 
         load_policy(tmp_path, other)
 
 
+def test_another_layer_is_an_error(tmp_path: Path) -> None:
+    backbone = FakeBackbone()
+    save_policy(tmp_path, pixel_ppo(backbone).policy, pixel_spec(backbone))
+    backbone.layer = 2
+    with pytest.raises(ValueError, match="reads layer=1, the backbone given layer=2"):
+        load_policy(tmp_path, backbone)
+
+
 def test_a_folder_without_policy_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no policy in"):
         load_policy(tmp_path)

@@ -96,7 +96,7 @@ def test_tokenizing_again_keeps_finished_shards(
     encoded: list[str] = []
     original = tokenize.encode_video
 
-    def spy(encoder, path, resolution, batch_size):  # noqa: ANN001, ANN202
+    def spy(encoder, path, resolution, batch_size):
         encoded.append(path.name)
         return original(encoder, path, resolution, batch_size)
 

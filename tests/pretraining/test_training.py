@@ -70,7 +70,7 @@ def test_interrupt_saves_and_continues(
 ) -> None:
     original, calls = train.next_batch, []
 
-    def interrupting(*arguments):  # noqa: ANN002, ANN202
+    def interrupting(*arguments):
         calls.append(1)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
@@ -140,7 +140,7 @@ def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None
             original = train_tokenizer.loss_of
             calls: list[int] = []
 
-            def failing(*arguments):  # noqa: ANN002, ANN202
+            def failing(*arguments):
                 calls.append(1)
                 if len(calls) > stop_after:
                     raise KeyboardInterrupt
