@@ -22,7 +22,6 @@ from pretraining.cli import parse
 from pretraining.shards import MANIFEST, Manifest, check_shard, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from toto_robot.backbone.dvae import Encoder, load_tokenizer
-from toto_robot.backbone.precision import fast_matmul
 from toto_robot.backbone.weights import write_json
 
 
@@ -43,8 +42,7 @@ class Config:
 def encode_video(encoder: Encoder, path: Path, resolution: int, batch_size: int) -> np.ndarray:
     """uint16 codes [frames, tokens] of a whole video; CorruptVideoError if it does not decode."""
     frames = torch.from_numpy(np.stack(list(read_frames(path, resolution))))
-    with fast_matmul("cpu"):
-        codes = [encoder.encode(batch).flatten(1) for batch in frames.split(batch_size)]
+    codes = [encoder.encode(batch).flatten(1) for batch in frames.split(batch_size)]
     return torch.cat(codes).numpy().astype(np.uint16)
 
 

@@ -1,5 +1,7 @@
 """Small films, a small tokenizer and small shards, made once."""
 
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -59,3 +61,13 @@ def shards(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactor
         )
     )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """The training scripts take over Ctrl-C; pytest wants it back."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

@@ -58,6 +58,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary
     )
+    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     replace_atomically(temporary, path)
     digest = sha256_of(path)
     write_json(path.with_suffix(".json"), {**about, "sha256": digest})
