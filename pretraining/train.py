@@ -57,7 +57,7 @@ class Config:
 
 PAPER = {"frames": 16, "batch_size": 256, "lr": 3e-4, "warmup": 2000}
 RECIPES: dict[str, dict[str, Any]] = {
-    "tiny": {"frames": 4, "batch_size": 8, "lr": 1e-3, "warmup": 100},
+    "tiny": {"frames": 4, "batch_size": 8, "lr": 2e-3, "warmup": 60},
     "base": PAPER,
     "large": PAPER,
     "1b": PAPER,
