@@ -40,7 +40,7 @@ class FrankaPick:
     robot = FRANKA
     num_obs = 34
     scene = staticmethod(franka_pick_scene)
-    sites = ("left_grasp", "right_grasp", "cube_centre")
+    sites: tuple[str, ...] = ("left_grasp", "right_grasp", "cube_centre")
     num_reset_draws = 11
 
     @staticmethod

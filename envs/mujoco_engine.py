@@ -29,7 +29,10 @@ class MujocoEngine:
         self._batch = mujoco.batch.Batch(self.model, num_worlds, self.threads)
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._ctrl = self._batch.bind("ctrl")
-        self._site_pos, self._sensors = self._batch.bind("site_xpos"), self._batch.bind("sensordata")
+        self._site_pos, self._sensors = (
+            self._batch.bind("site_xpos"),
+            self._batch.bind("sensordata"),
+        )
         self._pool = RenderPool(self.model, min(self.threads, num_worlds))
         self.visual_fields: VisualFields = {}
         self.has_images = gl.BACKEND is not None

@@ -125,9 +125,7 @@ class VecTask:
     def reset_idx(self, env_ids: Int[Tensor, " K"]) -> None:
         """Start a new episode in worlds `env_ids`; the others are untouched."""
         self._episode[env_ids] += 1
-        draws = uniform_draws(
-            self.seed, env_ids, self._episode[env_ids], self.task.num_reset_draws
-        )
+        draws = uniform_draws(self.seed, env_ids, self._episode[env_ids], self.task.num_reset_draws)
         qpos = self.task.sample_reset(draws)
         self.engine.reset(env_ids, qpos)
         self.targets[env_ids] = qpos[:, : self.num_actions]

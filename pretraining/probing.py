@@ -78,6 +78,7 @@ def fit_by_gradient(
     mean, std = split.train_y.mean(0), split.train_y.std(0)
     y = (split.train_y - mean) / std
     n_fit = round(len(y) * (1 - VALIDATION_SHARE))
+    batch_size = min(batch_size, n_fit)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
     steps = epochs * (n_fit // batch_size)

@@ -35,18 +35,18 @@ class Config:
     out: Path
     size: str = "tiny"
     resolution: int = 128
-    max_frames: int = 20_000
+    max_frames: int = 16_000
     held_out: float = 0.05  # share of videos
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 32
     lr: float = 2e-3
     weight_decay: float = 1e-4
     warmup: int = 200
     loss: Literal["l1", "l2"] = "l2"
-    temperature: float = 1.0  # at the start; annealed to final_temperature over anneal * steps
+    temperature: float = 0.8  # at the start; annealed to final_temperature over anneal * steps
     final_temperature: float = 0.0625
     anneal: float = 0.7
-    usage: float = 0.02  # weight of the codebook-usage term
+    usage: float = 0.04  # weight of the codebook-usage term
     kl: float = 0.0  # weight of KL(posterior || uniform) per token, in nats
     colour_temper: float = 0.8  # of the weights by rarity; 0: all pixels alike
     whitening: float = 0.5  # of the error's colour space; 0: RGB, 1: fully whitened

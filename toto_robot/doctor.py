@@ -18,7 +18,7 @@ from envs import gl
 from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import load_backbone
-from toto_robot.backbone.weights import WeightsNotFoundError
+from toto_robot.backbone.names import WeightsNotFoundError
 from toto_robot.runs import describe_machine
 
 MEASURE_S = 1.5

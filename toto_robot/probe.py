@@ -49,7 +49,7 @@ class ProbeConfig:
     env: str = "franka_pick"
     backbone: str = "toto-tiny"
     weights: str | None = None
-    frames: int = 4000  # training frames
+    frames: int = 3000  # training frames
     held_out: int = 1000
     image_size: int = 128
     worlds: int = 32
@@ -226,7 +226,10 @@ def plot(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    panels = (("r2_image", "R² of the cube's image coordinates"), ("error_cm", "position error, cm"))
+    panels = (
+        ("r2_image", "R² of the cube's image coordinates"),
+        ("error_cm", "position error, cm"),
+    )
     for axis, (key, title) in zip(axes, panels, strict=True):
         for read, colour in (("attention", "C0"), ("grid", "C1"), ("mean", "C2")):
             for source, style in (("layers", "-o"), ("random_decoder", ":x")):

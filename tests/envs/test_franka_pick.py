@@ -1,5 +1,7 @@
 """PixMC's formulas, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,13 +63,13 @@ def test_failure(s, expected):
 
 
 def test_proprioception_spans_minus_one_to_one():
-    low, high = (
-        FrankaPick.proprioception(
-            State(torch.tensor([q]), torch.full((1, 9), 2.0), *[torch.zeros(1, 3)] * 3,
-                  torch.zeros(1, 8))
-        )[0]
-        for q in (FRANKA.lower, FRANKA.upper)
-    )  # fmt: skip
+    def proprioception(joints):
+        moving = replace(
+            state(), joint_pos=torch.tensor([joints]), joint_vel=torch.full((1, 9), 2.0)
+        )
+        return FrankaPick.proprioception(moving)[0]
+
+    low, high = proprioception(FRANKA.lower), proprioception(FRANKA.upper)
     torch.testing.assert_close(low[:9], -torch.ones(9))
     torch.testing.assert_close(high[:9], torch.ones(9))
     torch.testing.assert_close(low[9:], torch.full((9,), 0.2))

@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs
+from envs.gymnasium_env import BatchedTaskEnv
 
 
 @pytest.fixture
@@ -149,7 +150,8 @@ def test_gymnasium_vector_env_reports_the_final_observation():
     first, _ = env.reset(seed=7)
     again, _ = env.reset(seed=7)
     np.testing.assert_array_equal(first, again)
-    task = env.unwrapped._vec
+    assert isinstance(env, BatchedTaskEnv)
+    task = env._vec
     task.progress_buf[0] = task.max_episode_length - 1
     obs, _, terminated, truncated, info = env.step(np.zeros((3, 9), np.float32))
     assert truncated.tolist() == [True, False, False] and not terminated.any()
