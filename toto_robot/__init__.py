@@ -2,6 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from toto_robot._siblings import is_ours
+
+if is_ours("envs"):  # a robot workstation, or a project with an `envs` of its own, has it not
+    import envs  # noqa: F401  (registers the Gymnasium ids; light, no simulator)
+
 if TYPE_CHECKING:
     from toto_robot.backbone import FrozenBackbone, load_backbone
 
