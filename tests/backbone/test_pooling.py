@@ -9,14 +9,14 @@ from toto_robot.backbone.pooling import sine_positions
 
 
 def test_equals_cross_attention_with_folded_projections() -> None:
-    """Textbook queries q, keys W_k x, values W_v x and output W_o, folded: W_k^T q and W_o W_v."""
+    """Textbook queries q, keys W_k x, values W_v x and output W_o, folded: W_k^T q / sqrt(D) and W_o W_v."""
     torch.manual_seed(0)
     B, N, D, Q = 2, 16, 12, 3
     pool = AttentionPool(D, N, num_queries=Q, out_features=5)
     queries, keys, values = torch.randn(Q, D), torch.randn(D, D), torch.randn(D, D)
     merge = torch.randn(5, Q, D)
     with torch.no_grad():
-        pool.queries.copy_(queries @ keys)
+        pool.queries.copy_(queries @ keys / D**0.5)
         pool.out.weight.copy_(torch.einsum("oqd,de->oqe", merge, values).flatten(1))
     tokens = torch.randn(B, N, D)
     x = pool.norm(tokens) + pool.positions

@@ -1,0 +1,86 @@
+"""The smaller commands, on very small jobs."""
+
+import json
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import envs
+from envs.scripted import ScriptedMotions
+from toto_robot import doctor, film, probe
+
+pytestmark = pytest.mark.usefixtures("needs_gl")
+
+
+def run(module, monkeypatch, *words) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+    module.main()
+
+
+def test_film_writes_clips_and_does_not_film_twice(monkeypatch, tmp_path):
+    words = (f"out={tmp_path}", "clips=3", "worlds=2", "frames=4", "image_size=64", "seed=3")
+    run(film, monkeypatch, *words)
+    clips = sorted((tmp_path / "franka_pick").glob("*.mp4"))
+    assert len(clips) == 3
+    with av.open(str(clips[0])) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 4 and frames[0].shape == (64, 64, 3) and np.std(frames[0]) > 10
+    times = [clip.stat().st_mtime_ns for clip in clips]
+    clips[2].unlink()
+    run(film, monkeypatch, *words)  # only the batch with the missing clip is filmed again
+    assert [clip.stat().st_mtime_ns for clip in clips[:2]] == times[:2] and clips[2].exists()
+    about = (tmp_path / "franka_pick/clips.jsonl").read_text()
+    rows = [json.loads(line) for line in about.splitlines()]
+    assert {row["file"] for row in rows} == {clip.name for clip in clips}
+
+
+def test_film_refuses_what_it_cannot_do(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="frames=900"):
+        run(film, monkeypatch, f"out={tmp_path}", "frames=900")
+    with pytest.raises(SystemExit, match="clips"):
+        run(film, monkeypatch, f"out={tmp_path}", "clip=3")
+
+
+def test_probe_targets_point_at_the_cube_in_the_picture():
+    """The projected centre lies on a pixel of the cube, in worlds where the cube is seen."""
+    task = envs.make("FrankaPick", 8, seed=4)
+    task.reset()
+    motions = ScriptedMotions(task, {"pick": 1.0}, seed=1)
+    for _ in range(70):
+        task.step(motions.act())
+    where = probe.cube_in_camera(task)
+    ids = task.engine.render_geom_ids("wrist", 128, 128)
+    cube = task.engine.model.geom("cube").id
+    seen = [w for w in range(8) if (ids[w] == cube).sum() > 20 and where[w, :2].abs().max() < 0.9]
+    assert len(seen) >= 2
+    for world in seen:
+        u, v = ((where[world, :2] + 1) * 64).long().tolist()
+        assert (ids[world, v - 2 : v + 3, u - 2 : u + 3] == cube).any()
+    task.close()
+
+
+def test_probe_collects_only_frames_with_the_cube():
+    config = probe.ProbeConfig(worlds=8)
+    frames = probe.collect(config, 12, seed=1, label="test")
+    assert frames.images.shape == (12, 128, 128, 3) and frames.images.dtype == torch.uint8
+    assert (frames.targets[:, :2].abs() <= 1).all() and (frames.targets[:, 4] > 0).all()
+
+
+def test_doctor_reports_speeds_as_json(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "MEASURE_S", 0.02)
+    monkeypatch.setattr(doctor, "NUM_WORLDS", 4)
+    run(doctor, monkeypatch, "--json", "weights=random")
+    report = json.loads(capsys.readouterr().out)
+    for key in ("render_84px_per_s", "encode_per_s", "env_steps_per_s", "pixels_2M_steps_h"):
+        assert report[key] > 0
+    assert isinstance(report["software_rendering"], bool) and report["problems"] == []
+
+
+def test_doctor_says_how_to_get_weights(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "MEASURE_S", 0.02)
+    monkeypatch.setattr(doctor, "NUM_WORLDS", 4)
+    run(doctor, monkeypatch, "backbone=toto-base")
+    assert "backbone.weights=random" in capsys.readouterr().out

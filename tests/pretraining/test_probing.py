@@ -1,0 +1,69 @@
+"""Read-outs: they find what is there, and nothing where there is nothing."""
+
+import pytest
+import torch
+
+from pretraining.probing import (
+    Split,
+    average_grid,
+    fit_attention,
+    fit_cnn,
+    fit_ridge,
+    r_squared,
+)
+
+
+def split_of(x: torch.Tensor, y: torch.Tensor, train: int) -> Split:
+    return Split(x[:train], y[:train], x[train:], y[train:])
+
+
+def moving_dot(count: int, side: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token grids of noise with one marked token, and that token's row and column in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = 0.3 * torch.randn(count, side * side, width, generator=generator)
+    place = torch.randint(side * side, (count,), generator=generator)
+    tokens[torch.arange(count), place, 0] += 5.0
+    where = torch.stack([place // side, place % side], 1).float() / (side - 1) * 2 - 1
+    return tokens, where
+
+
+def test_r_squared_by_hand():
+    target = torch.tensor([[0.0], [1.0], [2.0]])
+    assert r_squared(target, target).item() == 1.0
+    assert r_squared(torch.ones(3, 1), target).item() == pytest.approx(0.0)
+    assert r_squared(torch.tensor([[0.0], [1.0], [1.0]]), target).item() == pytest.approx(0.5)
+
+
+def test_ridge_recovers_a_linear_map_and_not_noise():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(400, 3, 8, generator=generator)
+    y = x.flatten(1) @ torch.randn(24, 2, generator=generator)
+    found = split_of(x, y, 300)
+    assert (r_squared(fit_ridge(found), found.test_y) > 0.999).all()
+    noise = split_of(x, torch.randn(400, 2, generator=generator), 300)
+    assert (r_squared(fit_ridge(noise), noise.test_y) < 0.1).all()
+
+
+def test_attention_finds_the_place_that_the_mean_loses():
+    tokens, where = moving_dot(2500, side=8, width=32)
+    found = split_of(tokens, where, 2000)
+    mean = split_of(average_grid(tokens, 1), where, 2000)
+    assert (r_squared(fit_attention(found, epochs=25), where[2000:]) > 0.9).all()
+    assert (r_squared(fit_ridge(mean), where[2000:]) < 0.2).all()
+
+
+def test_cnn_finds_a_bright_square():
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.zeros(300, 32, 32, 3, dtype=torch.uint8)
+    corner = torch.randint(0, 26, (300, 2), generator=generator)
+    for frame, (top, left) in zip(frames, corner.tolist(), strict=True):
+        frame[top : top + 6, left : left + 6] = torch.tensor([200, 30, 30], dtype=torch.uint8)
+    found = split_of(frames, corner.float() / 26, 240)
+    assert (r_squared(fit_cnn(found, epochs=15), found.test_y) > 0.8).all()
+
+
+def test_grid_averages_neighbours():
+    tokens = torch.arange(16.0).view(1, 16, 1)
+    assert average_grid(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    with pytest.raises(ValueError, match="3 x 3"):
+        average_grid(tokens, 3)
