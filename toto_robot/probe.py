@@ -234,7 +234,7 @@ def plot(result: dict, path: Path) -> None:
         for read, colour in (("attention", "C0"), ("grid", "C1"), ("mean", "C2")):
             for source, style in (("layers", "-o"), ("random_decoder", ":x")):
                 values = [row[read][key] for row in result[source]]
-                name = result["backbone"] if source == "layers" else "random weights"
+                name = result["backbone"] if source == "layers" else "random decoder"
                 axis.plot(values, style, color=colour, label=f"{name}, {read}", markersize=4)
         axis.axhline(result["cnn"][key], color="black", label="CNN end to end")
         pixels = result["pixels"]["attention"][key]
