@@ -1,0 +1,49 @@
+"""The shipped weights: there, small, and really trained on what the cameras see."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import envs
+from envs.scripted import ScriptedMotions
+from toto_robot import load_backbone
+from toto_robot.backbone.decoder import SIZES, Decoder, to_sequence
+from toto_robot.backbone.names import PACKAGED
+
+
+def test_loads_without_any_option_and_is_small():
+    backbone = load_backbone("toto-tiny")
+    assert not backbone.untrained and backbone.layer == 4 and backbone.num_layers == 8
+    assert backbone.feature_shape == (64, backbone.num_features) == (64, 128)
+    packaged = [path for path in PACKAGED.iterdir() if path.stem == "toto-tiny"]
+    assert {path.suffix for path in packaged} == {".safetensors", ".json", ".md"}
+    assert sum(path.stat().st_size for path in packaged) < 20e6
+
+
+@pytest.mark.usefixtures("needs_gl")
+def test_predicts_the_tokens_of_new_frames():
+    """Next-token loss on one frame of episodes it never saw: far below an untrained decoder's.
+
+    A single frame is harder than the clips of the model card, whose later frames can be copied.
+    """
+    task = envs.make("FrankaPick", 6, seed=77, obs="pixels")
+    task.reset()
+    motions = ScriptedMotions(task, {"pick": 1.0}, seed=5)
+    for _ in range(120):
+        task.step(motions.act())
+    frames = task.obs_buf
+    task.close()
+
+    codes = load_backbone("toto-tiny").tokenize(frames)
+    assert len(codes.unique()) > 40
+    tensors = load_file(PACKAGED / "toto-tiny.safetensors")
+    trained = Decoder(SIZES["tiny"])
+    state = {k.removeprefix("decoder."): t for k, t in tensors.items() if k.startswith("decoder.")}
+    missing, unexpected = trained.load_state_dict(state, strict=False)
+    assert missing == ["head.weight"] and not unexpected  # tied to the embedding
+    untrained = Decoder(SIZES["tiny"])
+    with torch.no_grad():
+        loss, chance = (model.loss(to_sequence(codes)).item() for model in (trained, untrained))
+    assert loss < 3.0 and chance > 0.95 * math.log(516)
