@@ -44,6 +44,8 @@ def usage(config: type) -> str:
 def parse(config: type[T], arguments: Sequence[str]) -> T:
     """Build `config` from words like `steps=100`; `--help` prints the fields and exits.
 
+    A field may have a second name in its metadata: `field(default=..., metadata={"alias": ...})`.
+
     Raises:
         SystemExit: with a message naming the word, what was expected, and the nearest valid key.
     """
@@ -51,9 +53,15 @@ def parse(config: type[T], arguments: Sequence[str]) -> T:
         print(usage(config))
         sys.exit(0)
     kinds = typing.get_type_hints(config)
+    aliases = {
+        field.metadata["alias"]: field.name
+        for field in dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
+        if "alias" in field.metadata
+    }
     values: dict[str, Any] = {}
     for word in arguments:
         key, equals, text = word.partition("=")
+        key = aliases.get(key, key)
         if not equals:
             raise SystemExit(f"{word!r} is not key=value; --help lists the keys")
         if key not in kinds:

@@ -9,4 +9,4 @@ python="${PYTHON:-.venv/bin/python}"
 "$python" -m pretraining.train_tokenizer data="$work/films" out="$work/tokenizer" seed=0
 "$python" -m pretraining.tokenize data="$work/films" tokenizer="$work/tokenizer" out="$work/shards"
 "$python" -m pretraining.train model=tiny data="$work/shards" out="$work/toto-tiny" steps=1000 seed=0
-"$python" -m toto_robot.probe backbone=toto-tiny weights="$work/toto-tiny" out="$work/probe"
+"$python" -m toto_robot.probe backbone=toto-tiny backbone.weights="$work/toto-tiny" out="$work/probe"

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class DoctorConfig:
 
     env: str = "franka_pick"
     backbone: str = "toto-tiny"
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
 
 
 def per_second(work: Callable[[], int]) -> float:

@@ -8,7 +8,7 @@ held-out ones from other episodes with other seeds. Writes probe.json, probe.md 
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -48,7 +48,7 @@ class ProbeConfig:
 
     env: str = "franka_pick"
     backbone: str = "toto-tiny"
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
     frames: int = 3000  # training frames
     held_out: int = 1000
     image_size: int = 128

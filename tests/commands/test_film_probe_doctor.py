@@ -72,7 +72,7 @@ def test_probe_collects_only_frames_with_the_cube():
 def test_doctor_reports_speeds_as_json(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "MEASURE_S", 0.02)
     monkeypatch.setattr(doctor, "NUM_WORLDS", 4)
-    run(doctor, monkeypatch, "--json", "weights=random")
+    run(doctor, monkeypatch, "--json", "backbone.weights=random")
     report = json.loads(capsys.readouterr().out)
     for key in ("render_84px_per_s", "encode_per_s", "env_steps_per_s", "pixels_2M_steps_h"):
         assert report[key] > 0
