@@ -119,7 +119,7 @@ def plain(task: Any, backbone: Counted, config: PPOConfig, total_steps: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--backbone", default="toto-tiny")
-    parser.add_argument("--weights", default="random")
+    parser.add_argument("--weights", default=None, help="file, hub repository or random")
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--num-steps", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=10)
