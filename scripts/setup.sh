@@ -9,15 +9,9 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3
     echo "Toto-Robot needs Python 3.11 to 3.13, '$python' is $("$python" -V). Set PYTHON=python3.12, say." >&2
     exit 1
 fi
-bash scripts/install_system.sh || {
-    echo "Going on without OpenGL: training from state works, images do not." >&2
-}
-if [ ! -x .venv/bin/python ]; then
-    "$python" -m venv .venv || {
-        echo "No venv module: apt-get install -y python3-venv, then run this again." >&2
-        exit 1
-    }
-fi
+bash scripts/install_system.sh ||
+    echo "Going on without them: training from state works without OpenGL, images do not." >&2
+[ -x .venv/bin/pip ] || "$python" -m venv .venv
 # torch first, so that nothing below picks another build. TORCH_INDEX_URL chooses one: PyTorch's
 # CPU wheels are 2 GB smaller than PyPI's CUDA wheels (see its "Get started" page for addresses).
 .venv/bin/python -c 'import torch' 2>/dev/null ||
