@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -40,8 +41,6 @@ def uniform_draws(seed: int, worlds: Tensor, episodes: Tensor, count: int) -> Fl
     Stateless, so a world's resets do not depend on its neighbours or on the number of worlds
     (counter-based Philox, Salmon et al. 2011).
     """
-    import numpy as np
-
     rows = [
         np.random.Generator(np.random.Philox(key=[seed, world], counter=[0, 0, 0, episode])).random(
             count

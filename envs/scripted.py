@@ -39,41 +39,39 @@ class ScriptedMotions:
         self._waypoints: list[list[np.ndarray]] = [[] for _ in range(n)]
         self._speed = np.ones(n)
         self._drift = np.zeros((n, task.num_actions))
-        self._started = np.full(n, -1)
 
     def act(self) -> Float[Tensor, "N A"]:
         """Actions for the present state; plans anew wherever an episode has just begun."""
         for world in np.flatnonzero(self._task.progress_buf.numpy() == 0):
             self._begin(int(world))
-        targets = self._task.targets.numpy()
-        step = np.array(self._task.task.robot.action_step)
         self._drift = 0.95 * self._drift + 0.3 * self._rng.standard_normal(self._drift.shape)
-        actions = np.zeros_like(targets)
-        for world, waypoints in enumerate(self._waypoints):
-            if self.motion[world] == "wander":
-                actions[world] = 0.12 * self._drift[world]
-                continue
-            while waypoints and np.abs(waypoints[0][:9] - targets[world]).max() < 2e-3:
-                waypoints[0][9] -= 1  # hold the pose for a number of steps
-                if waypoints[0][9] > 0:
-                    break
-                waypoints.pop(0)
-            if waypoints:
-                gap = (waypoints[0][:9] - targets[world]) / step
-                # Slow down near the waypoint; all joints arrive together.
-                limit = self._speed[world] * np.array([1.0] * 7 + [4.0] * 2)
-                actions[world] = gap / max(1.0, (np.abs(gap) / limit).max())
-            elif self.motion[world] == "look":
-                self._waypoints[world] = [self._look_waypoint(world)]
-        return torch.from_numpy(actions).float()
+        actions = [self._act(world) for world in range(self._task.num_envs)]
+        return torch.from_numpy(np.stack(actions)).float()
+
+    def _act(self, world: int) -> np.ndarray:
+        if self.motion[world] == "wander":
+            return 0.12 * self._drift[world]
+        waypoints, target = self._waypoints[world], self._task.targets[world].numpy()
+        while waypoints and np.abs(waypoints[0][:9] - target).max() < 2e-3:
+            waypoints[0][9] -= 1  # hold the pose for a number of steps
+            if waypoints[0][9] > 0:
+                break
+            waypoints.pop(0)
+        if waypoints:
+            gap = (waypoints[0][:9] - target) / np.array(self._task.task.robot.action_step)
+            # All joints arrive together, the fastest at the episode's speed; fingers may be quicker.
+            limit = self._speed[world] * np.array([1.0] * 7 + [4.0] * 2)
+            return gap / max(1.0, (np.abs(gap) / limit).max())
+        if self.motion[world] == "look":
+            waypoints.append(self._look_waypoint(world))
+        return np.zeros(self._task.num_actions)
 
     def _begin(self, world: int) -> None:
         self.motion[world] = self._names[self._rng.choice(len(self._names), p=self._shares)]
         self._speed[world] = self._rng.uniform(0.1, 0.3)
         self._drift[world] = 0.0
-        plan = {"wander": list, "look": self._plan_look, "pick": self._plan_pick}
-        planner = plan[self.motion[world]]
-        self._waypoints[world] = planner() if planner is list else planner(world)
+        plans = {"wander": lambda _: [], "look": self._plan_look, "pick": self._plan_pick}
+        self._waypoints[world] = plans[self.motion[world]](world)
 
     def _cube(self, world: int) -> np.ndarray:
         return self._task.engine.read()["qpos"][world, 9:12].numpy().astype(float)
