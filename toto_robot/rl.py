@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,21 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import envs  # noqa: E402
-from envs import spec  # noqa: E402
 from envs.gl import RenderingUnavailableError  # noqa: E402
 from envs.rendering import gl_renderer_name  # noqa: E402
 from policies.checkpoint import load_checkpoint, load_progress, save_checkpoint  # noqa: E402
-from policies.evaluation import evaluate  # noqa: E402
-from policies.feature_vec_env import feature_vec_env  # noqa: E402
-from policies.film import EpisodeFilm  # noqa: E402
-from policies.policy import (  # noqa: E402
-    BackboneRecord,
-    PolicySpec,
-    load_policy,
-)
+from policies.policy import PolicySpec  # noqa: E402
 from policies.ppo import PPO, make_ppo  # noqa: E402
-from policies.vec_env import StateObserver, TaskVecEnv  # noqa: E402
-from toto_robot import backbone as backbones  # noqa: E402
+from policies.vec_env import TaskVecEnv  # noqa: E402
+from toto_robot.build import (  # noqa: E402
+    describe_policy,
+    load_frozen,
+    make_task,
+    pick_device,
+    wrap,
+)
 from toto_robot.conf import RLConfig, complete_overrides, fail, register, to_config  # noqa: E402
+from toto_robot.evaluate import evaluate_best  # noqa: E402
 from toto_robot.runs import (  # noqa: E402
     Metrics,
     StopSignal,
@@ -51,12 +49,10 @@ from toto_robot.runs import (  # noqa: E402
     read_metrics,
     success_report,
     write_environment,
-    write_json,
     write_text,
 )
 
 UNTRAINED = "untrained backbone"
-EVAL_SEED_OFFSET = 1_000_003  # evaluation never sees the training seeds
 CHECKPOINT_EVERY_S = 30.0
 
 
@@ -161,86 +157,11 @@ def learn(
     return finished
 
 
-def pick_device(config: RLConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def load_frozen(config: RLConfig) -> Any:
-    """The FrozenBackbone, before anything slow is built. None for obs=state.
-
-    Raises WeightsNotFoundError (a FileNotFoundError) that names the ways to get weights."""
-    if config.obs == "state":
-        return None
-    b = config.backbone
-    return backbones.load_backbone(
-        b.name,
-        weights=b.weights,
-        layer=b.layer,
-        readout=b.readout,
-        grid=b.grid,
-        device=pick_device(config),
-    )
-
-
 def find_renderer(config: RLConfig) -> str:
     """GL renderer for the record. Raises RenderingUnavailableError now rather than at the film."""
     if config.obs == "state" and not config.film_episodes:
         return "not used"
     return gl_renderer_name()
-
-
-def make_task(config: RLConfig, seed: int, num_envs: int) -> Any:
-    """The batched task (`VecTask`) with observations as configured."""
-    return envs.make(
-        task=spec.TASK_NAMES[config.env.name],
-        num_envs=num_envs,
-        sim_device="cpu",
-        rl_device="cpu",
-        seed=seed,
-        obs=config.obs,
-        image_size=config.image_size,
-        camera=config.env.camera,
-    )
-
-
-def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
-    bootstrap = config.ppo.time_limit_bootstrap
-    if backbone is None:
-        return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap)
-    return feature_vec_env(task, backbone, bootstrap)
-
-
-def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
-    """What a policy folder says about itself."""
-    policy_spec = PolicySpec(
-        env=config.env.name,
-        obs=config.obs,
-        num_obs=task.num_obs,
-        num_states=task.num_states,
-        num_actions=task.num_actions,
-        ppo=config.ppo,
-        algo=config.algo,
-    )
-    if backbone is None:
-        return policy_spec
-    record = BackboneRecord(
-        name=backbone.name,
-        weights_hash=backbone.weights_hash,
-        weights=config.backbone.weights,
-        layer=backbone.layer,
-        readout=config.backbone.readout,
-        grid=config.backbone.grid,
-        untrained=bool(backbone.untrained),
-    )
-    return replace(
-        policy_spec,
-        feature_shape=list(backbone.feature_shape),
-        image_size=config.image_size,
-        camera=config.env.camera,
-        backbone=record,
-    )
 
 
 def run_dir_is_free(folder: Path, config: RLConfig) -> None:
@@ -298,52 +219,6 @@ def write_board(board: SummaryWriter, report: dict[str, Any], losses: dict[str, 
     numbers = {f"rollout/{k}": v for k, v in report.items() if isinstance(v, (int, float))}
     for name, value in {**numbers, **losses}.items():
         board.add_scalar(name, value, report["steps"])
-
-
-def evaluate_best(
-    config: RLConfig, folder: Path, checkpoint: Path, backbone: Any, stamp: str
-) -> None:
-    """`eval.json` and `eval.mp4`: the deterministic policy of `checkpoint` on fresh seeds."""
-    policy = load_policy(checkpoint, backbone, pick_device(config))
-    seed = config.seed + EVAL_SEED_OFFSET
-    count = config.eval_episodes or 1
-    task = make_task(config, seed, min(config.num_envs or 1, count))
-    print(f"Evaluating {checkpoint} for {count} episodes on fresh seeds …")
-    with tqdm(total=count, unit="episode", mininterval=0.5) as bar:
-        episodes = evaluate(policy, task, count, on_episode=lambda _: bar.update())
-    task.close()
-    report = success_report([float(e.success) for e in episodes])
-    write_json(
-        folder / "eval.json",
-        {
-            **report,
-            "episode_return": sum(e.episode_return for e in episodes) / len(episodes),
-            "episode_length": sum(e.episode_length for e in episodes) / len(episodes),
-            "seed": seed,
-            "env_steps": policy.spec.env_steps,
-            "env": config.env.name,
-            "obs": config.obs,
-            "backbone": backbone.name if backbone else None,
-            "weights_hash": backbone.weights_hash if backbone else None,
-            "untrained_backbone": bool(stamp),
-        },
-    )
-    print(f"success {report['success_rate']:.1%} [{report['success_low']:.1%}, "
-          f"{report['success_high']:.1%}] of {len(episodes)} episodes")  # fmt: skip
-    if config.film_episodes:
-        film_policy(config, folder / "eval.mp4", policy, stamp)
-    print(f"All results: {folder}")
-
-
-def film_policy(config: RLConfig, path: Path, policy: Any, stamp: str) -> None:
-    """A few evaluation episodes, third person and wrist camera side by side."""
-    task = make_task(config, config.seed + EVAL_SEED_OFFSET, config.film_episodes)
-    try:
-        with EpisodeFilm(path, task, config.film_episodes, stamp=stamp) as film:
-            finished = evaluate(policy, task, config.film_episodes, watch=film)
-            film.finish({e.world: e for e in finished})
-    finally:
-        task.close()
 
 
 def as_plain(config: RLConfig) -> dict[str, Any]:

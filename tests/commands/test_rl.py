@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+import envs
 from policies.policy import load_policy
+from toto_robot import backbone as backbones
 from toto_robot import rl
 from toto_robot.conf import check_config, register
 from toto_robot.runs import read_metrics
@@ -29,7 +31,7 @@ def fake_envs(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         assert task == "FrankaPick"
         return doubles.FakeTask(num_envs, obs, seed, image_size, max_episode_length=12)
 
-    monkeypatch.setattr(rl.envs, "make", make)
+    monkeypatch.setattr(envs, "make", make)
 
 
 def small(*words: str) -> Any:
@@ -155,8 +157,8 @@ def test_missing_weights_stop_before_the_simulator_is_built(
     def no_weights(name: str, **_: Any) -> None:
         raise FileNotFoundError(f"no weights for {name}")
 
-    monkeypatch.setattr(rl.envs, "make", no_simulator)
-    monkeypatch.setattr(rl.backbones, "load_backbone", no_weights)
+    monkeypatch.setattr(envs, "make", no_simulator)
+    monkeypatch.setattr(backbones, "load_backbone", no_weights)
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "backbone=toto-base") == 2
     assert "no weights for toto-base" in capsys.readouterr().err
