@@ -1,6 +1,6 @@
 """Pre-train the decoder by next-token prediction on token shards (paper, sections 3 and 6).
 
-    python -m pretraining.train model=tiny data=data/shards out=data/toto-tiny steps=6000
+    python -m pretraining.train model=tiny data=data/shards out=data/toto-tiny steps=1000
 
 Writes metrics.jsonl, checkpoint.pt (exact resume), and at the end backbone.safetensors and
 backbone.json (what `load_backbone` reads: tokenizer encoder + decoder), and loss.png.

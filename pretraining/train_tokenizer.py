@@ -1,6 +1,6 @@
 """Train the dVAE tokenizer on a folder of videos.
 
-    python -m pretraining.train_tokenizer data=data/films out=data/tokenizer steps=6000
+    python -m pretraining.train_tokenizer data=data/films out=data/tokenizer
 
 Writes metrics.jsonl, checkpoint.pt (exact resume), and at the end tokenizer.safetensors,
 tokenizer.json, reconstructions.png and codebook.png.
