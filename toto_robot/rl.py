@@ -222,8 +222,8 @@ def write_board(board: SummaryWriter, report: dict[str, Any], losses: dict[str, 
 
 
 def as_plain(config: RLConfig) -> dict[str, Any]:
-    """The config as plain values, without Hydra's defaults list."""
-    return {k: v for k, v in asdict(config).items() if k != "defaults"}
+    """The config as plain values: what the run is, not how it was started."""
+    return {k: v for k, v in asdict(config).items() if k not in ("defaults", "resume")}
 
 
 if __name__ == "__main__":
