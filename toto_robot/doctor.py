@@ -1,7 +1,8 @@
 """What this machine can do: `python -m toto_robot.doctor [--json] [backbone=toto-tiny]`
 
 Versions, the GL renderer (and whether it is software), frames rendered and encoded per second,
-physics steps per second, and how long a run of 2,000,000 environment steps would take.
+physics steps per second, and how long a run of 2,000,000 environment steps would take, judged by
+one real iteration of training.
 """
 
 import json
@@ -15,6 +16,9 @@ import torch
 
 import envs
 from envs import gl
+from policies.feature_vec_env import feature_vec_env
+from policies.ppo import PPOConfig, make_ppo
+from policies.vec_env import StateObserver, TaskVecEnv
 from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import load_backbone
@@ -23,6 +27,7 @@ from toto_robot.runs import describe_machine
 
 MEASURE_S = 1.5
 NUM_WORLDS = 64
+HORIZON = 32  # control steps of a rollout
 RUN_STEPS = 2_000_000
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
 
@@ -89,15 +94,33 @@ def check_physics(task: Any) -> dict[str, Any]:
     return {"env_steps_per_s": round(per_second(work))}
 
 
-def predict(report: dict[str, Any]) -> dict[str, Any]:
-    """Hours for 2M steps: physics, one image and one encoding for each; PPO's own share is left
-    out (it is measured by `benchmarks/encode_once.py`)."""
-    rates = [report.get(k) for k in ("env_steps_per_s", "render_128px_per_s", "encode_per_s")]
-    hours = {"state_2M_steps_h": round(RUN_STEPS / report["env_steps_per_s"] / 3600, 2)}
-    if all(rates):
-        seconds = sum(RUN_STEPS / rate for rate in rates if rate)
-        hours["pixels_2M_steps_h"] = round(seconds / 3600, 2)
-    return hours
+def training_rate(env: TaskVecEnv, horizon: int, threads: int | None = None) -> float:
+    """Environment steps per second of one real PPO iteration, rollout and update."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    ppo = make_ppo(env, PPOConfig(num_steps=horizon))
+    ppo.start(2 * env.num_envs * horizon, lambda: True)
+    started = time.perf_counter()
+    ppo.iterate()
+    elapsed = time.perf_counter() - started
+    torch.set_num_threads(before)
+    env.close()
+    return env.num_envs * horizon / elapsed
+
+
+def check_training(config: DoctorConfig, with_pixels: bool) -> dict[str, Any]:
+    """Training steps/s from state and from pixels, and the hours that 2M steps take at that rate."""
+    task = envs.make(config.env, 4 * NUM_WORLDS)
+    rates = {"state": training_rate(TaskVecEnv(task, StateObserver(task.num_obs)), HORIZON, 1)}
+    if with_pixels:
+        backbone = load_backbone(config.backbone, weights=config.weights)
+        task = envs.make(config.env, NUM_WORLDS, obs="pixels")
+        rates["pixels"] = training_rate(feature_vec_env(task, backbone), HORIZON // 2)
+    report: dict[str, Any] = {}
+    for name, rate in rates.items():
+        report[f"{name}_training_steps_per_s"] = round(rate)
+        report[f"{name}_2M_steps_h"] = round(RUN_STEPS / rate / 3600, 2)
+    return report
 
 
 def examine(config: DoctorConfig) -> dict[str, Any]:
@@ -111,7 +134,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
             problems.append(part.pop("problem"))
         report |= part
     task.close()
-    report |= predict(report)
+    report |= check_training(config, with_pixels=not problems)
     report["problems"] = problems
     return report
 

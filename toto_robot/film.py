@@ -3,12 +3,13 @@
 Every clip is one episode of scripted or random motion, seen by the wrist camera or a third-person
 one, with nominal or varied colours, lights and camera poses. MP4 at 30 frames/s (every second
 control step), H.264 with full colour resolution: at 128 px a cube is a few pixels wide, and the
-usual 4:2:0 sub-sampling would smear its colour. A clip that is already there is not filmed again.
+usual 4:2:0 sub-sampling would smear its colour. A batch of clips that is all there is not filmed
+again; a folder holds clips of one set of options.
 """
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
@@ -21,6 +22,7 @@ from envs.scripted import Motion, ScriptedMotions
 from envs.visuals import nominal_visuals, vary_visuals
 from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
+from toto_robot.runs import write_text
 
 CONTROL_STEPS_PER_FRAME = 2
 SHARES: dict[Motion, float] = {"wander": 0.2, "look": 0.45, "pick": 0.35}
@@ -108,23 +110,34 @@ def film_batch(config: FilmConfig, first: int, progress: tqdm) -> list[dict]:
     ]  # fmt: skip
 
 
+def check_options(config: FilmConfig, folder: Path) -> None:
+    """Record what the clips of this folder are filmed with; SystemExit if they are of another kind."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("out", "clips")}
+    path = folder / "options.json"
+    if path.exists() and (before := json.loads(path.read_text())) != options:
+        changed = ", ".join(f"{k}={before.get(k)}" for k in options if before.get(k) != options[k])
+        raise SystemExit(f"{folder} holds clips filmed with {changed}; choose another out=")
+    path.write_text(json.dumps(options, indent=1) + "\n")
+
+
 def main() -> None:
     check_siblings()
     config = parse(FilmConfig, sys.argv[1:])
     folder = config.out / config.env
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tqdm(total=config.clips * config.frames, unit="frame", desc="filming") as progress,
-        (folder / "clips.jsonl").open("a") as about,
-    ):
+    check_options(config, folder)
+    about = folder / "clips.jsonl"
+    rows = {}
+    if about.exists():
+        rows = {row["file"]: row for row in map(json.loads, about.read_text().splitlines())}
+    with tqdm(total=config.clips * config.frames, unit="frame", desc="filming") as progress:
         for first in range(0, config.clips, config.worlds):
             batch = range(first, min(first + config.worlds, config.clips))
             if all((folder / f"clip_{i:05d}.mp4").exists() for i in batch):
                 progress.update(len(batch) * config.frames)
                 continue
-            for row in film_batch(config, first, progress):
-                about.write(json.dumps(row) + "\n")
-            about.flush()
+            rows |= {row["file"]: row for row in film_batch(config, first, progress)}
+            write_text(about, "".join(json.dumps(rows[name]) + "\n" for name in sorted(rows)))
     print(f"{config.clips} clips in {folder}")
 
 

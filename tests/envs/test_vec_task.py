@@ -9,6 +9,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs
 from envs.gymnasium_env import BatchedTaskEnv
+from envs.physics import Physics
 
 
 @pytest.fixture
@@ -118,6 +119,13 @@ def test_actions_that_are_not_finite_are_refused_before_stepping(make, bad):
     with pytest.raises(ValueError, match=r"worlds \[2\]"):
         task.step(actions)
     assert task.progress_buf.tolist() == [0, 0, 0]
+
+
+def test_the_engine_is_a_physics(make):
+    """The annotation is the test, for the type checker: `MujocoEngine` fits the protocol."""
+    engine: Physics = make(2).engine
+    assert engine.num_worlds == 2
+    assert set(engine.read()) == {"qpos", "qvel", "site_pos", "sensors"}
 
 
 def test_wrong_action_shape(make):
