@@ -5,7 +5,8 @@ from collections.abc import Callable
 import mujoco
 import numpy as np
 
-from envs.robots import WORLD_CONTACT, add_arm_contact_sensors, add_franka
+from envs.franka import add_franka
+from envs.primitives import WORLD_CONTACT
 
 TIMESTEP_S = 1 / 240
 SUBSTEPS = 4  # physics steps per control step: 60 Hz control (PixMC)
@@ -75,7 +76,6 @@ def franka_pick_scene() -> mujoco.MjSpec:
     )  # fmt: skip
     cube.add_site(name="cube_centre", size=[0.003] * 3, group=4)
     _look_at(spec.worldbody, "third_person", (-0.75, -1.15, 1.25), (0.6, 0.0, 0.5), fovy=42)
-    add_arm_contact_sensors(spec)
     return spec
 
 

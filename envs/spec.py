@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-TASK_NAMES = {"franka_pick": "FrankaPick"}  # command-line name -> Isaac-Gym-style class name
+TASK_NAMES = {  # command-line name -> Isaac-Gym-style class name
+    "franka_pick": "FrankaPick",
+    "kuka_pick": "KukaPick",
+    "franka_cabinet": "FrankaCabinet",
+    "kuka_cabinet": "KukaCabinet",
+}
 
 # Keys of every observation dict (the IsaacGymEnvs convention).
 OBS = "obs"  # state vector float32 [N, num_obs], or camera image uint8 [N, H, W, 3]
@@ -49,5 +54,23 @@ FRANKA = RobotSpec(
     upper=(2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973, 0.04, 0.04),
     default_pose=(1.157, -1.066, -0.155, -2.239, -1.841, 1.003, 0.469, 0.035, 0.035),
     action_step=(0.125,) * 7 + (0.0125,) * 2,
+    num_arm_joints=7,
+)
+
+# iiwa7 + Allegro hand (pixmc.md 1.2); arm first, then index, middle, ring, thumb.
+_ARM_LIMITS = (2.96706, 2.0944, 2.96706, 2.0944, 2.96706, 2.0944, 3.05433)
+_FINGERS = ("index", "middle", "ring", "thumb")
+KUKA = RobotSpec(
+    name="kuka",
+    joint_names=tuple(f"iiwa7_joint_{i}" for i in range(1, 8))
+    + tuple(f"{finger}_joint_{i}" for finger in _FINGERS for i in range(4)),
+    lower=tuple(-limit for limit in _ARM_LIMITS)
+    + (-0.55849, -0.27924, -0.27924, -0.27924) * 3
+    + (0.27924, -0.3316, -0.27924, -0.27924),
+    upper=_ARM_LIMITS
+    + (0.55849, 1.72783, 1.72783, 1.72783) * 3
+    + (1.57075, 1.15188, 1.72783, 1.76273),
+    default_pose=(0.0, -0.4, 0.0, -1.0, 0.0, 1.0, 0.0) + (0.0,) * 16,  # thumb_0 is clamped up
+    action_step=(0.125,) * 23,
     num_arm_joints=7,
 )

@@ -1,4 +1,4 @@
-"""Robot arms built from primitives with MjSpec.
+"""Franka Panda with its hand, built from primitives with MjSpec.
 
 Kinematics and limits: the manufacturer's URDF. Link masses, centres of mass and inertias: the
 identified parameters of Gaz et al., "Dynamic Identification of the Franka Emika Panda Robot With
@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 import mujoco
 import numpy as np
 
+from envs.primitives import (
+    CAPSULE,
+    CYLINDER,
+    DARK,
+    GREY,
+    WHITE,
+    add_box,
+    add_contact_sensors,
+    add_drive,
+    add_rod,
+    set_inertia,
+)
 from envs.spec import FRANKA
 
-# Contact bits: robot shapes meet the world but not each other (PixMC: self-collision off).
-ROBOT_CONTACT = {"contype": 1, "conaffinity": 2}
-WORLD_CONTACT = {"contype": 2, "conaffinity": 3}
-
-WHITE, GREY, DARK = (0.93, 0.93, 0.95, 1.0), (0.45, 0.47, 0.5, 1.0), (0.13, 0.13, 0.15, 1.0)
 _HALF_TURN = np.pi / 2
-_CAPSULE = mujoco.mjtGeom.mjGEOM_CAPSULE
-_CYLINDER = mujoco.mjtGeom.mjGEOM_CYLINDER
-_BOX = mujoco.mjtGeom.mjGEOM_BOX
 
 
 @dataclass(frozen=True)
@@ -39,45 +43,45 @@ _ARM = [
     Link(
         (0, 0, 0.333), 0.0, 4.970684, (0.003875, 0.002081, -0.04762),
         (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
-        [((0, 0, -0.19), (0, 0, -0.06), 0.06, WHITE, _CAPSULE),
-         ((0, -0.075, 0), (0, 0.055, 0), 0.06, WHITE, _CYLINDER)],
+        [((0, 0, -0.19), (0, 0, -0.06), 0.06, WHITE, CAPSULE),
+         ((0, -0.075, 0), (0, 0.055, 0), 0.06, WHITE, CYLINDER)],
     ),
     Link(
         (0, 0, 0), -_HALF_TURN, 0.646926, (-0.003141, -0.02872, 0.003495),
         (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
-        [((0, 0, -0.075), (0, 0, 0.075), 0.045, GREY, _CYLINDER),
-         ((0, -0.06, 0), (0, -0.18, 0), 0.06, WHITE, _CAPSULE)],
+        [((0, 0, -0.075), (0, 0, 0.075), 0.045, GREY, CYLINDER),
+         ((0, -0.06, 0), (0, -0.18, 0), 0.06, WHITE, CAPSULE)],
     ),
     Link(
         (0, -0.316, 0), _HALF_TURN, 3.228604, (0.027518, 0.039252, -0.066502),
         (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
-        [((0, 0, -0.12), (0, 0, -0.07), 0.058, WHITE, _CAPSULE),
-         ((0.02, 0, -0.06), (0.0825, 0, 0), 0.052, WHITE, _CAPSULE),
-         ((0.0825, -0.06, 0), (0.0825, 0.06, 0), 0.055, WHITE, _CYLINDER)],
+        [((0, 0, -0.12), (0, 0, -0.07), 0.058, WHITE, CAPSULE),
+         ((0.02, 0, -0.06), (0.0825, 0, 0), 0.052, WHITE, CAPSULE),
+         ((0.0825, -0.06, 0), (0.0825, 0.06, 0), 0.055, WHITE, CYLINDER)],
     ),
     Link(
         (0.0825, 0, 0), _HALF_TURN, 3.587895, (-0.05317, 0.104419, 0.027454),
         (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
-        [((0, 0, -0.062), (0, 0, 0.062), 0.042, GREY, _CYLINDER),
-         ((-0.01, 0.03, 0), (-0.0825, 0.1, 0), 0.052, WHITE, _CAPSULE)],
+        [((0, 0, -0.062), (0, 0, 0.062), 0.042, GREY, CYLINDER),
+         ((-0.01, 0.03, 0), (-0.0825, 0.1, 0), 0.052, WHITE, CAPSULE)],
     ),
     Link(
         (-0.0825, 0.384, 0), -_HALF_TURN, 1.225946, (-0.011953, 0.041065, -0.038437),
         (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
-        [((0, 0, -0.25), (0, 0, -0.16), 0.056, WHITE, _CAPSULE),
-         ((0, 0.03, -0.14), (0, 0.075, -0.02), 0.04, WHITE, _CAPSULE),
-         ((0, -0.05, 0), (0, 0.07, 0), 0.05, WHITE, _CYLINDER)],
+        [((0, 0, -0.25), (0, 0, -0.16), 0.056, WHITE, CAPSULE),
+         ((0, 0.03, -0.14), (0, 0.075, -0.02), 0.04, WHITE, CAPSULE),
+         ((0, -0.05, 0), (0, 0.07, 0), 0.05, WHITE, CYLINDER)],
     ),
     Link(
         (0, 0, 0), _HALF_TURN, 1.666555, (0.060149, -0.014117, -0.010517),
         (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
-        [((0, 0, -0.055), (0, 0, 0.055), 0.04, GREY, _CYLINDER),
-         ((0.02, 0, 0), (0.088, 0.01, 0), 0.048, WHITE, _CAPSULE)],
+        [((0, 0, -0.055), (0, 0, 0.055), 0.04, GREY, CYLINDER),
+         ((0.02, 0, 0), (0.088, 0.01, 0), 0.048, WHITE, CAPSULE)],
     ),
     Link(
         (0.088, 0, 0), _HALF_TURN, 0.735522, (0.010517, -0.004252, 0.061597),
         (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
-        [((0, 0, 0.03), (0, 0, 0.105), 0.045, WHITE, _CYLINDER)],
+        [((0, 0, 0.03), (0, 0, 0.105), 0.045, WHITE, CYLINDER)],
     ),
 ]  # fmt: skip
 
@@ -86,31 +90,6 @@ _EFFORT = (87.0,) * 4 + (12.0,) * 3
 _STIFFNESS, _DAMPING, _ARMATURE = 400.0, 80.0, 0.1
 _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_EFFORT = 6000.0, 100.0, 200.0
 GRASP_POINT_M = 0.045  # along the finger's z axis (pixmc.md 1.4)
-
-
-def _rod(body, start, end, radius, rgba, shape, contact=ROBOT_CONTACT):
-    body.add_geom(
-        type=shape, fromto=[*start, *end], size=[radius, 0, 0], rgba=rgba, mass=0, **contact
-    )
-
-
-def _box(body, pos, half_size, rgba, contact=ROBOT_CONTACT, **more):
-    body.add_geom(type=_BOX, pos=pos, size=half_size, rgba=rgba, mass=0, **contact, **more)
-
-
-def _set_inertia(body, mass, com, inertia):
-    body.mass, body.ipos, body.explicitinertial = mass, com, True
-    body.fullinertia, body.gravcomp = inertia, 1.0  # PixMC switches gravity off on robot links
-
-
-def _add_drive(spec, joint, stiffness, damping, effort, limits):
-    """Position servo: force = clip(stiffness * (target - q) - damping * velocity, +-effort)."""
-    actuator = spec.add_actuator(
-        name=joint.name, target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT
-    )
-    actuator.set_to_position(kp=stiffness, kv=damping)
-    actuator.ctrllimited, actuator.ctrlrange = True, limits
-    actuator.forcelimited, actuator.forcerange = True, (-effort, effort)
 
 
 def add_franka(spec: mujoco.MjSpec, pos, yaw_rad: float) -> None:
@@ -122,10 +101,10 @@ def add_franka(spec: mujoco.MjSpec, pos, yaw_rad: float) -> None:
     """
     quat = [np.cos(yaw_rad / 2), 0, 0, np.sin(yaw_rad / 2)]
     base = spec.worldbody.add_body(name="panda_link0", pos=pos, quat=quat)
-    _set_inertia(base, 0.629769, (-0.041018, -0.00014, 0.049974),
+    set_inertia(base, 0.629769, (-0.041018, -0.00014, 0.049974),
                  (0.00315, 0.00388, 0.004285, 8.29e-7, 0.00015, 8.23e-6))  # fmt: skip
-    _box(base, (-0.05, 0, 0.07), (0.09, 0.075, 0.065), WHITE)
-    _rod(base, (0, 0, 0.01), (0, 0, 0.14), 0.07, WHITE, _CYLINDER)
+    add_box(base, (-0.05, 0, 0.07), (0.09, 0.075, 0.065), WHITE)
+    add_rod(base, (0, 0, 0.01), (0, 0, 0.14), 0.07, WHITE, CYLINDER)
 
     body = base
     for i, link in enumerate(_ARM):
@@ -133,16 +112,17 @@ def add_franka(spec: mujoco.MjSpec, pos, yaw_rad: float) -> None:
         body = body.add_body(
             name=f"panda_link{i + 1}", pos=link.pos, quat=[np.cos(angle), np.sin(angle), 0, 0]
         )
-        _set_inertia(body, link.mass, link.com, link.inertia)
+        set_inertia(body, link.mass, link.com, link.inertia)
         limits = (FRANKA.lower[i], FRANKA.upper[i])
         joint = body.add_joint(
             name=FRANKA.joint_names[i], axis=[0, 0, 1], limited=True, range=limits,
             armature=_ARMATURE,
         )  # fmt: skip
         for rod in link.rods:
-            _rod(body, *rod)
-        _add_drive(spec, joint, _STIFFNESS, _DAMPING, _EFFORT[i], limits)
+            add_rod(body, *rod)
+        add_drive(spec, joint, _STIFFNESS, _DAMPING, _EFFORT[i], limits)
     _add_hand(spec, body)
+    add_contact_sensors(spec, [f"panda_link{i}" for i in range(8)])
 
 
 def _add_hand(spec, flange) -> None:
@@ -150,35 +130,20 @@ def _add_hand(spec, flange) -> None:
     hand = flange.add_body(
         name="panda_hand", pos=(0, 0, 0.107), quat=[np.cos(turn), 0, 0, np.sin(turn)]
     )
-    _set_inertia(hand, 0.73, (-0.01, 0, 0.03), (0.001, 0.0025, 0.0017, 0, 0, 0))
-    _box(hand, (0, 0, 0.032), (0.022, 0.1, 0.032), WHITE)
+    set_inertia(hand, 0.73, (-0.01, 0, 0.03), (0.001, 0.0025, 0.0017, 0, 0, 0))
+    add_box(hand, (0, 0, 0.032), (0.022, 0.1, 0.032), WHITE)
     # Looks along +z towards the fingers, image up is +x (pixmc.md 1.5).
     hand.add_camera(name="wrist", pos=(0.04, 0, 0.045), xyaxes=[0, 1, 0, 1, 0, 0], fovy=104.9)
     for i, (name, side) in enumerate((("left", 1.0), ("right", -1.0))):
         finger = hand.add_body(name=f"panda_{name}finger", pos=(0, 0, 0.0584))
-        _set_inertia(finger, 0.015, (0, 0.008 * side, 0.025), (2.4e-6, 2.4e-6, 7.5e-7, 0, 0, 0))
+        set_inertia(finger, 0.015, (0, 0.008 * side, 0.025), (2.4e-6, 2.4e-6, 7.5e-7, 0, 0, 0))
         limits = (FRANKA.lower[7 + i], FRANKA.upper[7 + i])
         joint = finger.add_joint(
             name=FRANKA.joint_names[7 + i], type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, side, 0],
             limited=True, range=limits, armature=0.1,
         )  # fmt: skip
         pad = {"condim": 4, "friction": [1.0, 0.02, 0.0001], "priority": 1}
-        _box(finger, (0, 0.015 * side, 0.018), (0.0105, 0.012, 0.02), GREY)
-        _box(finger, (0, 0.0075 * side, 0.043), (0.0105, 0.0075, 0.0115), DARK, **pad)
+        add_box(finger, (0, 0.015 * side, 0.018), (0.0105, 0.012, 0.02), GREY)
+        add_box(finger, (0, 0.0075 * side, 0.043), (0.0105, 0.0075, 0.0115), DARK, **pad)
         finger.add_site(name=f"{name}_grasp", pos=(0, 0, GRASP_POINT_M), size=[0.003] * 3, group=4)
-        _add_drive(spec, joint, _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_EFFORT, limits)
-
-
-def add_arm_contact_sensors(spec: mujoco.MjSpec) -> list[str]:
-    """One net-contact-force sensor per arm link (not hand or fingers); returns their names."""
-    names = []
-    for i in range(8):
-        name = f"panda_link{i}_contact_n"
-        sensor = spec.add_sensor(
-            name=name, type=mujoco.mjtSensor.mjSENS_CONTACT,
-            objtype=mujoco.mjtObj.mjOBJ_BODY, objname=f"panda_link{i}",
-        )  # fmt: skip
-        # intprm: data bits, reduction (3: net force), slots (MuJoCo's mjSENS_CONTACT layout).
-        sensor.intprm[:3] = [1 << int(mujoco.mjtConDataField.mjCONDATA_FORCE), 3, 1]
-        names.append(name)
-    return names
+        add_drive(spec, joint, _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_EFFORT, limits)

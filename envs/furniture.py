@@ -1,0 +1,1 @@
+"""Table, cube and cabinet, built from primitives with MjSpec."""
