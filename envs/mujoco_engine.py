@@ -2,15 +2,15 @@
 
 import os
 
-import mujoco
+import mujoco  # importing envs has set MUJOCO_GL before this line
 import mujoco.batch
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from envs import gl  # importing envs has set MUJOCO_GL before the line above
-from envs.rendering import RenderPool, VisualFields
+from envs.physics import VISUAL_FIELDS
+from envs.rendering import Renderer, VisualFields, make_renderer
 
 _AT_NEW_STATE = int(mujoco.mjtStage.mjSTAGE_VEL)  # else derived fields lag one substep
 
@@ -18,9 +18,10 @@ _AT_NEW_STATE = int(mujoco.mjtStage.mjSTAGE_VEL)  # else derived fields lag one 
 class MujocoEngine:
     """`envs.physics.Physics` over `mujoco.batch.Batch`. See that protocol for the methods.
 
-    `visual_fields` maps an MjModel field (`geom_rgba`, `cam_pos`, ...) to per-world values that
-    are used when that world is drawn; physics never sees them.
+    Fields that only concern looks are kept apart in `visual_fields` and used when a world is drawn.
     """
+
+    device = "cpu"
 
     def __init__(self, spec: mujoco.MjSpec, num_worlds: int, threads: int | None = None):
         self.num_worlds = num_worlds
@@ -29,24 +30,26 @@ class MujocoEngine:
         self._batch = mujoco.batch.Batch(self.model, num_worlds, self.threads)
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._ctrl = self._batch.bind("ctrl")
-        self._site_pos, self._sensors = (
-            self._batch.bind("site_xpos"),
-            self._batch.bind("sensordata"),
-        )
-        self._pool = RenderPool(self.model, min(self.threads, num_worlds))
+        self._mocap_pos = self._batch.bind("mocap_pos")
+        self._site_pos = self._batch.bind("site_xpos")
+        self._sensors = self._batch.bind("sensordata")
+        self._renderer: Renderer | None = None
         self.visual_fields: VisualFields = {}
-        self.has_images = gl.BACKEND is not None
         joint_of_actuator = self.model.actuator_trnid[:, 0]
         self._driven = self.model.jnt_qposadr[joint_of_actuator]
 
-    def site_id(self, name: str) -> int:
-        return self.model.site(name).id
-
-    def reset(self, ids: Int[Tensor, " K"], qpos: Float[Tensor, "K nq"]) -> None:
+    def reset(
+        self,
+        ids: Int[Tensor, " K"],
+        qpos: Float[Tensor, "K nq"],
+        mocap_pos: Float[Tensor, "K 3"] | None = None,
+    ) -> None:
         worlds = ids.numpy()
         self._batch.reset(worlds, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         self._qpos[worlds] = qpos.double().numpy()
         self._ctrl[worlds] = self._qpos[worlds][:, self._driven]
+        if mocap_pos is not None:
+            self._mocap_pos[worlds, 0] = mocap_pos.double().numpy()
         self._batch.forward(worlds, stage=_AT_NEW_STATE)
 
     def step(self, targets: Float[Tensor, "N nu"], substeps: int) -> Int[Tensor, " K"]:
@@ -73,6 +76,19 @@ class MujocoEngine:
         }  # fmt: skip
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in fields.items()}
 
+    def set_field(self, name: str, ids: Int[Tensor, " K"], values: Tensor) -> None:
+        if name in VISUAL_FIELDS:
+            if name not in self.visual_fields:
+                nominal = getattr(self.model, name)[None]
+                self.visual_fields[name] = np.repeat(nominal, self.num_worlds, axis=0)
+            self.visual_fields[name][ids.numpy()] = values.numpy()
+            return
+        if name not in mujoco.batch.MODEL_FIELDS:
+            raise ValueError(f"{name!r} is not a model field that can differ between worlds")
+        self._batch.expand(name)[ids.numpy()] = values.numpy()
+        if name in mujoco.MjModel._setconst_inputs:
+            self._batch.set_const()
+
     def camera_pose(self, name: str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3 3"]]:
         """Position (world, m) and axes (columns: right, up, backward) of a camera."""
         camera = self.model.camera(name).id
@@ -98,10 +114,14 @@ class MujocoEngine:
         return torch.from_numpy(self._draw(camera, height, width, ids, segmentation=True))
 
     def _draw(self, camera, height, width, ids, segmentation) -> np.ndarray:
+        if self._renderer is None:
+            self._renderer = make_renderer(self.model, min(self.threads, self.num_worlds))
         worlds = np.arange(self.num_worlds) if ids is None else ids.numpy()
-        return self._pool.render(
-            worlds, self._qpos[worlds], camera, height, width, self.visual_fields, segmentation
-        )
+        return self._renderer.render(
+            worlds, self._qpos[worlds], self._mocap_pos[worlds], camera, height, width,
+            self.visual_fields, segmentation,
+        )  # fmt: skip
 
     def close(self) -> None:
-        self._pool.close()
+        if self._renderer is not None:
+            self._renderer.close()

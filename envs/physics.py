@@ -1,38 +1,70 @@
 """The one interface between tasks and a physics engine, over batched worlds."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 
 class Physics(Protocol):
-    """N worlds of one scene. Tensors are float32 copies on the engine's device, SI units."""
+    """N worlds of one scene, SI units. Float tensors are float32 on `device`; ids are too."""
 
+    model: Any  # the nominal mujoco.MjModel that every world starts from
     num_worlds: int
+    device: str
 
-    def reset(self, ids: Int[Tensor, " K"], qpos: Float[Tensor, "K nq"]) -> None:
+    def reset(
+        self,
+        ids: Int[Tensor, " K"],
+        qpos: Float[Tensor, "K nq"],
+        mocap_pos: Float[Tensor, "K 3"] | None = None,
+    ) -> None:
         """Put worlds `ids` at `qpos` with zero velocity and targets equal to the joint positions.
 
-        The other worlds are untouched.
+        `mocap_pos` (world, m) places the scene's one mocap body, where it has one. The other
+        worlds are untouched.
         """
         ...
 
     def step(self, targets: Float[Tensor, "N nu"], substeps: int) -> Int[Tensor, " K"]:
-        """Drive towards joint targets for `substeps`; returns the ids of worlds that went bad."""
+        """Drive towards joint targets for `substeps`; returns the ids of worlds that went bad.
+
+        A world that went bad (NaN, or numbers beyond 1e10) is put at the model's default state.
+        """
         ...
 
     def read(self) -> dict[str, Tensor]:
-        """`qpos` [N, nq], `qvel` [N, nv], `site_pos` [N, nsite, 3], `sensors` [N, nsensordata]."""
+        """`qpos` [N, nq], `qvel` [N, nv], `site_pos` [N, nsite, 3], `sensors` [N, nsensordata].
+
+        Positions are of the present state; forces are those of the last substep.
+        """
+        ...
+
+    def set_field(self, name: str, ids: Int[Tensor, " K"], values: Shaped[Tensor, "K ..."]) -> None:
+        """Give worlds `ids` their own value of a model field (`geom_friction`, `cam_pos`, ...).
+
+        Raises ValueError for a field that cannot differ between worlds.
+        """
         ...
 
     def render(
         self, camera: str, height: int, width: int, ids: Int[Tensor, " K"] | None = None
     ) -> UInt8[Tensor, "K H W 3"]:
-        """Draw a named camera in worlds `ids` (all by default)."""
+        """Draw a named camera in worlds `ids` (all by default), at their present state."""
         ...
+
+    def close(self) -> None:
+        """Free threads and GL contexts; may be called again."""
+        ...
+
+
+# Fields that only change how a world looks: no physics engine has to hear of them.
+VISUAL_FIELDS = frozenset(
+    "geom_rgba mat_rgba mat_texid mat_texrepeat geom_matid light_pos light_dir light_diffuse "
+    "light_ambient light_specular cam_pos cam_quat cam_fovy".split()
+)
 
 
 def uniform_draws(seed: int, worlds: Tensor, episodes: Tensor, count: int) -> Float[Tensor, "K n"]:

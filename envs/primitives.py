@@ -7,7 +7,10 @@ import mujoco
 ROBOT_CONTACT = {"contype": 1, "conaffinity": 2}
 SELF_COLLIDING_CONTACT = {"contype": 1, "conaffinity": 3}
 WORLD_CONTACT = {"contype": 2, "conaffinity": 3}
-CABINET_CONTACT = {"contype": 2, "conaffinity": 1}  # robots and loose things, not the cabinet itself
+CABINET_CONTACT = {
+    "contype": 2,
+    "conaffinity": 1,
+}  # robots and loose things, not the cabinet itself
 NO_CONTACT = {"contype": 0, "conaffinity": 0}
 
 WHITE, GREY, DARK = (0.93, 0.93, 0.95, 1.0), (0.45, 0.47, 0.5, 1.0), (0.13, 0.13, 0.15, 1.0)

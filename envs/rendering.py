@@ -1,8 +1,11 @@
 """Render batched worlds with MuJoCo's C renderer: one GL context on each of a few threads."""
 
 import copy
+import importlib.util
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import mujoco
 import numpy as np
@@ -10,6 +13,58 @@ import numpy as np
 from envs import gl
 
 VisualFields = dict[str, np.ndarray]  # MjModel field -> per-world values [N, ...]
+
+
+class Renderer(Protocol):
+    """Draws world states of one model."""
+
+    def render(
+        self,
+        worlds: np.ndarray,
+        qpos: np.ndarray,
+        mocap_pos: np.ndarray,
+        camera: str,
+        height: int,
+        width: int,
+        fields: VisualFields,
+        segmentation: bool = False,
+    ) -> np.ndarray:
+        """Draw `worlds` at `qpos` [K, nq], `mocap_pos` [K, nmocap, 3]; `fields` are of all worlds.
+
+        Returns uint8 [K, H, W, 3], or with `segmentation` geom ids int32 [K, H, W], -1 for the sky.
+        Raises ValueError for an unknown camera.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def make_renderer(model: mujoco.MjModel, num_threads: int) -> Renderer:
+    """MuJoCo's OpenGL renderer; where no OpenGL library is, the ray-caster of MuJoCo Warp.
+
+    Raises:
+        gl.RenderingUnavailableError: neither is there, with what to install.
+    """
+    if gl.BACKEND is not None:
+        return RenderPool(model, num_threads)
+    if importlib.util.find_spec("mujoco_warp") is None:
+        raise gl.RenderingUnavailableError(gl.INSTALL_HINT)
+    from envs.warp_engine import RayCaster
+
+    warnings.warn(
+        "no OpenGL library here: images come from MuJoCo Warp's ray-caster on the CPU, which is "
+        "slower and compiles for a minute or two when first used.\n" + gl.INSTALL_HINT,
+        stacklevel=2,
+    )
+    return RayCaster(model)
+
+
+def check_camera(model: mujoco.MjModel, name: str) -> int:
+    """Id of a camera; ValueError with the scene's cameras if there is none of this name."""
+    cameras = [model.camera(i).name for i in range(model.ncam)]
+    if name not in cameras:
+        raise ValueError(f"unknown camera {name!r}; this scene has {cameras}")
+    return cameras.index(name)
 
 
 class _Worker:
@@ -22,13 +77,16 @@ class _Worker:
         self.data = mujoco.MjData(self.model)
         self.renderer = mujoco.Renderer(self.model, height, width, max_geom=200)
 
-    def draw(self, worlds, qpos, camera: str, fields: VisualFields, out, segmentation: bool):
+    def draw(
+        self, worlds, qpos, mocap_pos, camera: str, fields: VisualFields, out, segmentation: bool
+    ):
         if segmentation:
             self.renderer.enable_segmentation_rendering()
         for row, world in enumerate(worlds):
             for name, values in fields.items():
                 getattr(self.model, name)[:] = values[world]
             self.data.qpos[:] = qpos[row]
+            self.data.mocap_pos[:] = mocap_pos[row]
             mujoco.mj_kinematics(self.model, self.data)
             mujoco.mj_camlight(self.model, self.data)
             self.renderer.update_scene(self.data, camera)
@@ -63,33 +121,17 @@ class RenderPool:
         self._lanes = [_Lane() for _ in range(num_threads)]
 
     def render(
-        self,
-        worlds: np.ndarray,
-        qpos: np.ndarray,
-        camera: str,
-        height: int,
-        width: int,
-        fields: VisualFields,
-        segmentation: bool = False,
+        self, worlds, qpos, mocap_pos, camera, height, width, fields, segmentation=False
     ) -> np.ndarray:
-        """Draw `worlds` at `qpos` [K, nq]; uint8 [K, H, W, 3], or geom ids int32 [K, H, W].
-
-        Raises:
-            RenderingUnavailableError: no OpenGL library, with what to install.
-            ValueError: unknown camera.
-        """
-        if gl.BACKEND is None:
-            raise gl.RenderingUnavailableError(gl.INSTALL_HINT)
-        cameras = [self._model.camera(i).name for i in range(self._model.ncam)]
-        if camera not in cameras:
-            raise ValueError(f"unknown camera {camera!r}; this scene has {cameras}")
+        check_camera(self._model, camera)
         shape = (len(worlds), height, width)
         out = np.empty(shape, np.int32) if segmentation else np.empty((*shape, 3), np.uint8)
         parts = np.array_split(np.arange(len(worlds)), len(self._lanes))
         jobs = [
             lane.executor.submit(
                 lane.draw, self._model, (height, width),
-                worlds[part], qpos[part], camera, fields, out[part[0] : part[-1] + 1], segmentation,
+                worlds[part], qpos[part], mocap_pos[part], camera, fields,
+                out[part[0] : part[-1] + 1], segmentation,
             )
             for lane, part in zip(self._lanes, parts, strict=True) if len(part)
         ]  # fmt: skip

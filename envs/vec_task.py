@@ -74,7 +74,7 @@ class VecTask:
         self.max_episode_length = spec.EPISODE_LENGTH
         self.dt = 1 / spec.CONTROL_RATE_HZ
         self.engine = MujocoEngine(task.scene(), num_envs, threads)
-        self._site_ids = [self.engine.site_id(name) for name in task.sites]
+        self._site_ids = [self.engine.model.site(name).id for name in task.sites]
         self._lower = torch.tensor(task.robot.lower)
         self._upper = torch.tensor(task.robot.upper)
         self._action_step = torch.tensor(task.robot.action_step)

@@ -73,7 +73,7 @@ def cube_in_camera(task: VecTask) -> Float[Tensor, "N 5"]:
     """Targets of every world from the simulator's own kinematics."""
     engine = task.engine
     position_w, rotation = engine.camera_pose("wrist")  # columns: right, up, backward
-    cube_w = engine.read()["site_pos"][:, engine.site_id("cube_centre")]
+    cube_w = engine.read()["site_pos"][:, engine.model.site("cube_centre").id]
     right, up, back = torch.einsum("nji,nj->in", rotation, cube_w - position_w)
     x, y, z = right, -up, -back
     focal = 1 / np.tan(np.deg2rad(engine.model.camera("wrist").fovy[0]) / 2)
@@ -97,7 +97,7 @@ def collect(config: ProbeConfig, count: int, seed: int, label: str) -> Frames:
             where = cube_in_camera(task)
             inside = (where[:, :2].abs() <= 1).all(1) & (where[:, 4] > 0)
             seen = (task.engine.render_geom_ids("wrist", 128, 128) == cube_geom).sum((1, 2))
-            height = task.engine.read()["site_pos"][:, task.engine.site_id("cube_centre"), 2]
+            height = task.engine.read()["site_pos"][:, task.engine.model.site("cube_centre").id, 2]
             lifted = height > 0.44
             keep = inside & (seen >= MIN_CUBE_PX)
             keep &= ~lifted | (torch.cumsum(lifted & keep, 0) <= lifted_left)
