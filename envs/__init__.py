@@ -1,6 +1,6 @@
 """Batched MuJoCo tasks with the IsaacGymEnvs surface. `import envs` is light; `make` is not."""
 
-import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from envs import gl, spec
@@ -15,11 +15,17 @@ register_envs()
 
 
 def make(
-    task: str,
-    num_envs: int,
+    task: str | None = None,
+    num_envs: int | None = None,
     sim_device: str = "cpu",
-    rl_device: str = "cpu",
+    rl_device: str | None = None,
     seed: int = 0,
+    graphics_device_id: int = -1,
+    headless: bool = True,
+    multi_gpu: bool = False,
+    virtual_screen_capture: bool = False,
+    force_render: bool = False,
+    cfg: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> "VecTask":
     """Build a batched task, for example `envs.make(task="FrankaPick", num_envs=64)`.
@@ -27,23 +33,23 @@ def make(
     Args:
         task: a name in `spec.TASK_NAMES`, in either spelling (`FrankaPick`, `franka_pick`).
         num_envs: number of worlds.
-        sim_device, rl_device: only "cpu" so far.
+        sim_device: "cpu" (MuJoCo's C engine) or "cuda:0" (MuJoCo Warp; images on the GPU too).
+        rl_device: where observations and rewards are handed out; `sim_device` by default.
         seed: seeds the reset distribution.
-        options: see `envs.vec_task.VecTask` (`obs`, `image_size`, `camera`, `threads`).
+        graphics_device_id, headless, multi_gpu, virtual_screen_capture, force_render: taken for
+            IsaacGymEnvs' sake. Cameras draw off-screen on `sim_device`, so the first, third, fourth
+            and fifth change nothing; for a window use Gymnasium's `render_mode="human"`.
+        cfg: configuration in IsaacGymEnvs' layout (`envs.isaacgym`); arguments win over it.
+        options: see `envs.options.TaskOptions`.
 
     Raises:
-        ValueError: unknown task (with the nearest name) or device.
+        ValueError: unknown task, option or setting (with the nearest name), or a missing device.
     """
-    from envs.franka_pick import FrankaPick
-    from envs.vec_task import VecTask
+    from envs import isaacgym
 
-    tasks = {"FrankaPick": FrankaPick}
-    name = spec.TASK_NAMES.get(task, task)
-    if name not in tasks:
-        near = difflib.get_close_matches(task, [*tasks, *spec.TASK_NAMES], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown task {task!r}{hint} Valid tasks: {sorted(tasks)}")
-    for label, device in (("sim_device", sim_device), ("rl_device", rl_device)):
-        if device != "cpu":
-            raise ValueError(f"{label}={device!r}: the only engine so far runs on 'cpu'")
-    return VecTask(tasks[name](), num_envs, seed, **options)
+    if not headless:
+        raise ValueError(
+            "headless=False: batched tasks have no window. Watch one world with "
+            'gymnasium.make("toto_robot/FrankaPick-v0", render_mode="human").'
+        )
+    return isaacgym.make(task, num_envs, sim_device, rl_device or sim_device, seed, cfg, options)

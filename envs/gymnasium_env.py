@@ -16,17 +16,19 @@ _METADATA = {"render_modes": ["rgb_array"], "render_fps": int(spec.CONTROL_RATE_
 
 
 def _space(task) -> spaces.Space:
-    if task.obs_kind == "state":
-        return spaces.Box(-5.0, 5.0, (task.num_obs,), np.float32)
-    proprioception = spaces.Box(-5.0, 5.0, (task.num_states,), np.float32)
+    limit = task.clip_obs
+    if task.obs_kind != "pixels":
+        return spaces.Box(-limit, limit, (task.num_obs,), np.float32)
+    proprioception = spaces.Box(-limit, limit, (task.num_states,), np.float32)
     return spaces.Dict({"image": task.obs_space, "proprioception": proprioception})
 
 
 def _observation(task, obs: dict[str, torch.Tensor]) -> Any:
     """Batched numpy observation in the layout of `_space`."""
-    if task.obs_kind == "state":
-        return obs[spec.OBS].numpy()
-    return {"image": obs[spec.OBS].numpy(), "proprioception": obs[spec.STATES].numpy()}
+    if task.obs_kind != "pixels":
+        return obs[spec.OBS].cpu().numpy()
+    image, proprioception = obs[spec.OBS].cpu().numpy(), obs[spec.STATES].cpu().numpy()
+    return {"image": image, "proprioception": proprioception}
 
 
 def _pick(observation, row: int):
@@ -38,18 +40,26 @@ def _pick(observation, row: int):
 class SingleTaskEnv(gymnasium.Env):
     """`gymnasium.make("toto_robot/FrankaPick-v0", obs="pixels", image_size=84)`.
 
-    Observation: float32 [34] for `obs="state"`; {"image": uint8 [S, S, 3], "proprioception":
-    float32 [18]} for `obs="pixels"`. Action: float32 [9] in [-1, 1]. `info["is_success"]` is the
-    episode's success so far.
+    Observation: float32 [34] (Kuka 77) for `obs="state"`; {"image": uint8 [S, S, 3],
+    "proprioception": float32 [18] (46)} for `obs="pixels"`. Action: float32 [9] (23) in [-1, 1].
+    `info["is_success"]` is the episode's success so far. `render_mode`: "rgb_array" gives the
+    third-person camera's picture, "human" opens MuJoCo's viewer. More options: `envs.options`.
     """
 
-    metadata = _METADATA
+    metadata = _METADATA | {"render_modes": ["rgb_array", "human"]}
 
     def __init__(self, task: str, render_mode: str | None = None, **options: Any):
-        if render_mode not in (None, *_METADATA["render_modes"]):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        modes = (None, *self.metadata["render_modes"])
+        if render_mode not in modes:
+            raise ValueError(f"render_mode must be one of {modes}, got {render_mode!r}")
         self.render_mode = render_mode
         self._vec = envs.make(task, num_envs=1, threads=1, **options)
+        self.metadata = self.metadata | {"render_fps": self._vec.options.control_rate_hz}
+        self._viewer = None
+        if render_mode == "human":
+            from envs.viewer import Viewer
+
+            self._viewer = Viewer(self._vec.engine)
         self.observation_space = _space(self._vec)
         self.action_space = self._vec.action_space
 
@@ -57,7 +67,9 @@ class SingleTaskEnv(gymnasium.Env):
         super().reset(seed=seed)
         # Each reset is one more draw of Gymnasium's generator, so `seed` fixes the whole sequence.
         self._vec.reseed(int(self.np_random.integers(2**31)))
-        return _pick(_observation(self._vec, self._vec.reset()), 0), {"is_success": False}
+        first = _pick(_observation(self._vec, self._vec.reset()), 0)
+        self._show()
+        return first, {"is_success": False}
 
     def step(self, action: np.ndarray):
         obs, reward, reset, extras = self._vec.step(torch.as_tensor(action)[None])
@@ -65,14 +77,19 @@ class SingleTaskEnv(gymnasium.Env):
         last = extras["terminal_obs"] if ended else obs
         info = {"is_success": bool(extras["successes"][0])}
         observation = _pick(_observation(self._vec, last), 0)
+        self._show()
         return observation, float(reward[0]), ended and not timed_out, timed_out, info
 
+    def _show(self) -> None:
+        if self._viewer is not None:
+            self._viewer.show(self._vec.dt)
+
     def render(self) -> np.ndarray | None:
-        if self.render_mode != "rgb_array":
-            return None
-        return self._vec.render_film([0])[0].numpy()
+        return self._vec.render() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
+        if self._viewer is not None:
+            self._viewer.close()
         self._vec.close()
 
 
@@ -100,15 +117,21 @@ class BatchedTaskEnv(VectorEnv):
 
     def step(self, actions: np.ndarray):
         obs, reward, reset, extras = self._vec.step(torch.as_tensor(actions))
-        ended, truncated = reset.bool().numpy(), extras["time_outs"].numpy()
-        info: dict[str, Any] = {"is_success": extras["successes"].bool().numpy()}
+        ended, truncated = reset.bool().cpu().numpy(), extras["time_outs"].cpu().numpy()
+        info: dict[str, Any] = {"is_success": extras["successes"].bool().cpu().numpy()}
         if ended.any():
             final = np.full(self.num_envs, None, dtype=object)
             terminal = _observation(self._vec, extras["terminal_obs"])
             for row, world in enumerate(extras["terminal_ids"].tolist()):
                 final[world] = _pick(terminal, row)
             info |= {"final_obs": final, "_final_obs": ended}
-        return _observation(self._vec, obs), reward.numpy(), ended & ~truncated, truncated, info
+        return (
+            _observation(self._vec, obs),
+            reward.cpu().numpy(),
+            ended & ~truncated,
+            truncated,
+            info,
+        )
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         if self.render_mode != "rgb_array":

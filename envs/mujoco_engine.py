@@ -35,6 +35,7 @@ class MujocoEngine:
         self._sensors = self._batch.bind("sensordata")
         self._renderer: Renderer | None = None
         self.visual_fields: VisualFields = {}
+        self._constants_stale = False  # a field was set from which others derive
         joint_of_actuator = self.model.actuator_trnid[:, 0]
         self._driven = self.model.jnt_qposadr[joint_of_actuator]
 
@@ -45,6 +46,7 @@ class MujocoEngine:
         mocap_pos: Float[Tensor, "K 3"] | None = None,
     ) -> None:
         worlds = ids.numpy()
+        self._refresh_constants()
         self._batch.reset(worlds, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
         self._qpos[worlds] = qpos.double().numpy()
         self._ctrl[worlds] = self._qpos[worlds][:, self._driven]
@@ -53,6 +55,7 @@ class MujocoEngine:
         self._batch.forward(worlds, stage=_AT_NEW_STATE)
 
     def step(self, targets: Float[Tensor, "N nu"], substeps: int) -> Int[Tensor, " K"]:
+        self._refresh_constants()
         self._ctrl[:] = targets.double().numpy()
         before = self._batch.warning[:, :, 1].copy()  # counts [N, kind of warning]
         self._batch.step(nstep=substeps, stage=_AT_NEW_STATE)
@@ -72,9 +75,14 @@ class MujocoEngine:
     def read(self) -> dict[str, Tensor]:
         fields = {
             "qpos": self._qpos, "qvel": self._qvel,
-            "site_pos": self._site_pos, "sensors": self._sensors,
+            "site_pos": self._site_pos, "sensors": self._sensors, "mocap_pos": self._mocap_pos,
         }  # fmt: skip
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in fields.items()}
+
+    def _refresh_constants(self) -> None:
+        if self._constants_stale:
+            self._batch.set_const()
+            self._constants_stale = False
 
     def set_field(self, name: str, ids: Int[Tensor, " K"], values: Tensor) -> None:
         if name in VISUAL_FIELDS:
@@ -86,8 +94,7 @@ class MujocoEngine:
         if name not in mujoco.batch.MODEL_FIELDS:
             raise ValueError(f"{name!r} is not a model field that can differ between worlds")
         self._batch.expand(name)[ids.numpy()] = values.numpy()
-        if name in mujoco.MjModel._setconst_inputs:
-            self._batch.set_const()
+        self._constants_stale |= name in mujoco.MjModel._setconst_inputs
 
     def camera_pose(self, name: str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3 3"]]:
         """Position (world, m) and axes (columns: right, up, backward) of a camera."""

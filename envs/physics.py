@@ -36,7 +36,8 @@ class Physics(Protocol):
         ...
 
     def read(self) -> dict[str, Tensor]:
-        """`qpos` [N, nq], `qvel` [N, nv], `site_pos` [N, nsite, 3], `sensors` [N, nsensordata].
+        """`qpos` [N, nq], `qvel` [N, nv], `site_pos` [N, nsite, 3], `sensors` [N, nsensordata],
+        `mocap_pos` [N, nmocap, 3].
 
         Positions are of the present state; forces are those of the last substep.
         """
@@ -53,6 +54,16 @@ class Physics(Protocol):
         self, camera: str, height: int, width: int, ids: Int[Tensor, " K"] | None = None
     ) -> UInt8[Tensor, "K H W 3"]:
         """Draw a named camera in worlds `ids` (all by default), at their present state."""
+        ...
+
+    def render_geom_ids(
+        self, camera: str, height: int, width: int, ids: Int[Tensor, " K"] | None = None
+    ) -> Int[Tensor, "K H W"]:
+        """Id of the geom seen in each pixel, -1 for the background."""
+        ...
+
+    def camera_pose(self, name: str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3 3"]]:
+        """Position (world, m) and axes (columns: right, up, backward) of a camera."""
         ...
 
     def close(self) -> None:

@@ -6,14 +6,16 @@ import mujoco
 import numpy as np
 
 from envs.franka import add_franka
+from envs.furniture import add_cabinet, add_cube, add_table
+from envs.kuka import add_kuka
 from envs.primitives import WORLD_CONTACT
 
 TIMESTEP_S = 1 / 240
 SUBSTEPS = 4  # physics steps per control step: 60 Hz control (PixMC)
 
-CUBE_EDGE_M = 0.045
-TABLE_TOP_M = 0.4
-CUBE_RGBA = (0.0, 0.447, 0.741, 1.0)
+CUBE_EDGE_M, KUKA_CUBE_EDGE_M = 0.045, 0.06
+CABINET_POS_M = (0.05, 0.0, 0.45)  # nominal
+_ROBOT = {"pos": (1.0, 0.0, 0.0), "yaw_rad": np.pi}  # facing -x
 
 
 def _base_spec() -> mujoco.MjSpec:
@@ -58,25 +60,50 @@ def _look_at(body, name: str, pos, target, fovy: float) -> None:
     body.add_camera(name=name, pos=pos, xyaxes=[*right, *np.cross(right, forward)], fovy=fovy)
 
 
-def franka_pick_scene() -> mujoco.MjSpec:
-    """Franka at x = 1 m facing -x, table 0.6 x 1.0 x 0.4 m, cube of 45 mm (pixmc.md 1.1, 1.6)."""
+def _robot_spec(name: str, add_robot: Callable[..., None], base: str) -> mujoco.MjSpec:
     spec = _base_spec()
-    spec.modelname = "franka_pick"
-    add_franka(spec, pos=(1.0, 0.0, 0.0), yaw_rad=np.pi)
-    spec.add_exclude(bodyname1="world", bodyname2="panda_link0")  # the base stands on the floor
-    spec.worldbody.add_geom(
-        name="table", type=mujoco.mjtGeom.mjGEOM_BOX, pos=[0.5, 0, TABLE_TOP_M / 2],
-        size=[0.3, 0.5, TABLE_TOP_M / 2], rgba=[0.92, 0.92, 0.92, 1], **WORLD_CONTACT,
-    )  # fmt: skip
-    cube = spec.worldbody.add_body(name="cube", pos=[0.5, 0, TABLE_TOP_M + CUBE_EDGE_M / 2])
-    cube.add_freejoint(name="cube_joint")
-    cube.add_geom(
-        name="cube", type=mujoco.mjtGeom.mjGEOM_BOX, size=[CUBE_EDGE_M / 2] * 3, rgba=CUBE_RGBA,
-        density=1000, condim=4, friction=[1.0, 0.02, 0.0001], **WORLD_CONTACT,
-    )  # fmt: skip
-    cube.add_site(name="cube_centre", size=[0.003] * 3, group=4)
+    spec.modelname = name
+    add_robot(spec, **_ROBOT)
+    spec.add_exclude(bodyname1="world", bodyname2=base)  # the base stands on the floor
+    return spec
+
+
+def _with_table(spec: mujoco.MjSpec, cube_edge_m: float) -> mujoco.MjSpec:
+    add_table(spec)
+    add_cube(spec, cube_edge_m)
     _look_at(spec.worldbody, "third_person", (-0.75, -1.15, 1.25), (0.6, 0.0, 0.5), fovy=42)
     return spec
 
 
-SCENES: dict[str, Callable[[], mujoco.MjSpec]] = {"franka_pick": franka_pick_scene}
+def _with_cabinet(spec: mujoco.MjSpec) -> mujoco.MjSpec:
+    add_cabinet(spec, CABINET_POS_M)
+    _look_at(spec.worldbody, "third_person", (0.95, -1.55, 1.55), (0.5, 0.0, 0.6), fovy=45)
+    return spec
+
+
+def franka_pick_scene() -> mujoco.MjSpec:
+    """Franka, table and a cube of 45 mm (pixmc.md 1.1, 1.6)."""
+    return _with_table(_robot_spec("franka_pick", add_franka, "panda_link0"), CUBE_EDGE_M)
+
+
+def kuka_pick_scene() -> mujoco.MjSpec:
+    """Kuka with Allegro hand, table and a cube of 60 mm."""
+    return _with_table(_robot_spec("kuka_pick", add_kuka, "iiwa7_link_0"), KUKA_CUBE_EDGE_M)
+
+
+def franka_cabinet_scene() -> mujoco.MjSpec:
+    """Franka before the cabinet (pixmc.md 1.7)."""
+    return _with_cabinet(_robot_spec("franka_cabinet", add_franka, "panda_link0"))
+
+
+def kuka_cabinet_scene() -> mujoco.MjSpec:
+    """Kuka with Allegro hand before the cabinet."""
+    return _with_cabinet(_robot_spec("kuka_cabinet", add_kuka, "iiwa7_link_0"))
+
+
+SCENES: dict[str, Callable[[], mujoco.MjSpec]] = {
+    "franka_pick": franka_pick_scene,
+    "kuka_pick": kuka_pick_scene,
+    "franka_cabinet": franka_cabinet_scene,
+    "kuka_cabinet": kuka_cabinet_scene,
+}

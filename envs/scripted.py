@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envs.furniture import TABLE_TOP_M
 from envs.kinematics import ArmKinematics, looking_along
-from envs.scenes import CUBE_EDGE_M, TABLE_TOP_M
+from envs.scenes import CUBE_EDGE_M
 from envs.vec_task import VecTask
 
 Motion = Literal["wander", "look", "pick"]

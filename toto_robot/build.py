@@ -1,12 +1,11 @@
 """From options to parts: backbone, task, vec env, and what a policy folder says about itself."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 import envs
-from envs import spec
 from policies.feature_vec_env import feature_vec_env
 from policies.policy import BackboneRecord, PolicySpec
 from policies.vec_env import StateObserver, TaskVecEnv
@@ -40,14 +39,11 @@ def load_frozen(config: RLConfig) -> Any:
 def make_task(config: RLConfig, seed: int, num_envs: int) -> Any:
     """The batched task (`VecTask`) with observations as configured."""
     return envs.make(
-        task=spec.TASK_NAMES[config.env.name],
+        task=config.env.name,
         num_envs=num_envs,
-        sim_device="cpu",
-        rl_device="cpu",
+        sim_device=config.env.sim_device,
         seed=seed,
-        obs=config.obs,
-        image_size=config.image_size,
-        camera=config.env.camera,
+        **asdict(config.task_options()),
     )
 
 

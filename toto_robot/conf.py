@@ -20,7 +20,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from envs.spec import TASK_NAMES
+from envs.options import TaskOptions
+from envs.spec import CONTROL_RATE_HZ, TASK_NAMES
 from policies.ppo import PPOConfig
 from toto_robot.backbone import BACKBONES
 
@@ -35,10 +36,16 @@ DEFAULT_TOTAL_STEPS = {"pixels": 200_000, "state": 2_000_000}
 
 @dataclass
 class EnvConfig:
-    """Which task, and which of its cameras the policy sees."""
+    """Which task, and how it is made. All but `name` are those of `envs.options.TaskOptions`."""
 
     name: str = "franka_pick"
-    camera: str = "wrist"
+    camera: str = "wrist"  # the one that the policy sees
+    reward: str = "dense"
+    visuals: str = "fixed"  # randomisation of looks and cameras: fixed, mild, strong
+    dynamics: str = "fixed"  # of friction, masses and drives
+    control_rate_hz: int = int(CONTROL_RATE_HZ)
+    fidelity: str = "corrected"  # pixmc: with PixMC's quirks
+    sim_device: str = "cpu"  # cuda: physics and images by MuJoCo Warp
 
 
 @dataclass
@@ -82,6 +89,7 @@ class RLConfig:
         check_choice("algo", self.algo, ALGOS)
         check_choice("obs", self.obs, OBS)
         check_choice("env.camera", self.env.camera, CAMERAS)
+        self.task_options()  # checks them
         check_choice("backbone.readout", self.backbone.readout, READOUTS)
         if self.num_envs is None:
             self.num_envs = DEFAULT_NUM_ENVS[self.obs]
@@ -104,6 +112,11 @@ class RLConfig:
                 f"num_envs={self.num_envs} x ppo.num_steps={self.ppo.num_steps} does not divide "
                 f"into ppo.minibatches={self.ppo.minibatches}"
             )
+
+    def task_options(self) -> TaskOptions:
+        """Raises ValueError for what does not exist."""
+        own = {k: v for k, v in vars(self.env).items() if k not in ("name", "sim_device")}
+        return TaskOptions(obs=self.obs, image_size=self.image_size, **own)  # type: ignore[arg-type]
 
 
 GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES)}

@@ -1,8 +1,9 @@
-"""What this machine can do: `python -m toto_robot.doctor [--json] [backbone=toto-tiny]`
+"""What this machine can do: `python -m toto_robot.doctor [--json] [--envs] [backbone=toto-tiny]`
 
 Versions, the GL renderer (and whether it is software), frames rendered and encoded per second,
 physics steps per second, and how long a run of 2,000,000 environment steps would take, judged by
-one real iteration of training.
+one real iteration of training. `--envs` instead draws every task from every camera, with speeds,
+into `out` (envs.png).
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.names import WeightsNotFoundError
+from toto_robot.envs_sheet import draw_sheet, examine_tasks
 from toto_robot.runs import describe_machine
 
 MEASURE_S = 1.5
@@ -39,6 +42,7 @@ class DoctorConfig:
     env: str = "franka_pick"
     backbone: str = "toto-tiny"
     weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
+    out: Path = Path("envs.png")  # of --envs
 
 
 def per_second(work: Callable[[], int]) -> float:
@@ -139,10 +143,32 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
     return report
 
 
+def show_envs(config: DoctorConfig, as_json: bool) -> None:
+    """Draw and time all tasks."""
+    try:
+        reports = examine_tasks(per_second)
+    except gl.RenderingUnavailableError as error:
+        raise SystemExit(f"error: {error}") from error
+    draw_sheet(config.out, reports)
+    speeds = [{k: v for k, v in report.items() if k != "views"} for report in reports]
+    if as_json:
+        print(json.dumps({"out": str(config.out), "tasks": speeds}, indent=1))
+        return
+    for row in speeds:
+        print(
+            f"{row['task']:15} {row['env_steps_per_s']:7,} env-steps/s, "
+            f"{row['images_per_s']:6,} images/s"
+        )
+    print(f"Drawn in {config.out}")
+
+
 def main() -> None:
     check_siblings()
     words = sys.argv[1:]
-    config = parse(DoctorConfig, [word for word in words if word != "--json"])
+    config = parse(DoctorConfig, [word for word in words if word not in ("--json", "--envs")])
+    if "--envs" in words:
+        show_envs(config, as_json="--json" in words)
+        return
     report = examine(config)
     if "--json" in words:
         print(json.dumps(report, indent=1))

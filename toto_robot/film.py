@@ -14,12 +14,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import envs
 from envs import spec
+from envs.randomisation import Randomiser
 from envs.scripted import Motion, ScriptedMotions
-from envs.visuals import nominal_visuals, vary_visuals
 from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.runs import write_text
@@ -82,10 +83,8 @@ def film_batch(config: FilmConfig, first: int, progress: tqdm) -> list[dict]:
     from_wrist = rng.uniform(size=count) < config.wrist
     varied = rng.uniform(size=count) < config.varied
     task = envs.make(config.env, count, seed=config.seed * 1_000_003 + first)
-    model = task.engine.model
-    task.engine.visual_fields = nominal_visuals(model, count)
-    for world in np.flatnonzero(varied):
-        vary_visuals(model, task.engine.visual_fields, int(world), rng)
+    looks = torch.from_numpy(np.flatnonzero(varied))
+    Randomiser(task.engine, "film", "fixed", config.seed).apply(looks, looks + first)
     task.reset()
     motions = ScriptedMotions(task, SHARES, seed=config.seed * 1_000_003 + first)
     clips = [Clip(path, config.image_size) for path in paths]

@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import envs
+from envs import spec
 from envs.gymnasium_env import BatchedTaskEnv
 from envs.physics import Physics
 
@@ -16,8 +17,8 @@ from envs.physics import Physics
 def make():
     tasks = []
 
-    def build(*args, **kwargs):
-        tasks.append(envs.make("FrankaPick", *args, **kwargs))
+    def build(num_envs, task="FrankaPick", **kwargs):
+        tasks.append(envs.make(task, num_envs, **kwargs))
         return tasks[-1]
 
     yield build
@@ -28,7 +29,7 @@ def make():
 def rollout(task, steps: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations and rewards under random actions that are the same for every world count."""
     rng = np.random.default_rng(seed)
-    actions = torch.from_numpy(rng.uniform(-1, 1, (steps, 8, 9))).float()
+    actions = torch.from_numpy(rng.uniform(-1, 1, (steps, 8, task.num_actions))).float()
     observations = [task.reset()["obs"]]
     rewards = []
     for action in actions[:, : task.num_envs]:
@@ -38,15 +39,39 @@ def rollout(task, steps: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return torch.stack(observations), torch.stack(rewards)
 
 
-def test_same_seed_same_bits_and_another_seed_differs(make):
-    first, again, other = (rollout(make(4, seed=s), 60) for s in (5, 5, 6))
+ALL_TASKS = list(spec.TASK_NAMES.values())
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_same_seed_same_bits_and_another_seed_differs(make, task):
+    first, again, other = (rollout(make(4, task, seed=s), 60) for s in (5, 5, 6))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
 
 
-def test_worlds_do_not_depend_on_their_neighbours(make):
-    few, many = rollout(make(2, seed=1), 60), rollout(make(8, seed=1), 60)
+@pytest.mark.parametrize("task", ALL_TASKS)
+@pytest.mark.parametrize("level", ["fixed", "mild"])
+def test_worlds_do_not_depend_on_their_neighbours(make, task, level):
+    few, many = (rollout(make(n, task, seed=1, dynamics=level), 60) for n in (2, 8))
     assert torch.equal(few[0], many[0][:, :2])
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_random_actions_keep_every_world_sane(make, task):
+    """No NaN, no explosion, joints within their limits; and the arm hits things now and then."""
+    env = make(16, task, seed=2)
+    env.reset()
+    generator = torch.Generator().manual_seed(0)
+    lower, upper = torch.tensor(env.task.robot.lower), torch.tensor(env.task.robot.upper)
+    episodes = 0
+    for _ in range(200):
+        actions = 2 * torch.rand(16, env.num_actions, generator=generator) - 1
+        obs, reward, reset, _ = env.step(actions)
+        joints = env.engine.read()["qpos"][:, : env.num_actions]
+        assert obs["obs"].isfinite().all() and reward.isfinite().all()
+        assert (joints > lower - 0.1).all() and (joints < upper + 0.1).all()
+        episodes += int(reset.sum())
+    assert env.bad_worlds == 0 and episodes > 0
 
 
 def test_reset_touches_only_the_named_worlds(make):
@@ -74,6 +99,13 @@ def test_targets_integrate_and_are_clamped(make):
     for _ in range(60):
         task.step(torch.ones(1, 9))
     assert (task.targets <= torch.tensor(task.task.robot.upper)).all()
+
+
+def test_a_first_step_needs_no_reset(make):
+    first, second = make(2, seed=9), make(2, seed=9)
+    second.reset()
+    obs = [task.step(torch.zeros(2, 9))[0]["obs"] for task in (first, second)]
+    assert torch.equal(*obs)
 
 
 def test_time_limit_keeps_the_terminal_observation(make):
@@ -125,7 +157,7 @@ def test_the_engine_is_a_physics(make):
     """The annotation is the test, for the type checker: `MujocoEngine` fits the protocol."""
     engine: Physics = make(2).engine
     assert engine.num_worlds == 2
-    assert set(engine.read()) == {"qpos", "qvel", "site_pos", "sensors"}
+    assert set(engine.read()) == {"qpos", "qvel", "site_pos", "sensors", "mocap_pos"}
 
 
 def test_wrong_action_shape(make):
@@ -134,22 +166,80 @@ def test_wrong_action_shape(make):
         task.step(torch.zeros(3, 7))
 
 
+def test_sparse_reward_pays_for_the_goal_alone(make):
+    task = make(1, reward="sparse")
+    task.reset()
+    rewards = []
+    for height in (0.6, 0.8):
+        task.engine._qpos[0, 9:12] = (0.2, 0.0, height)
+        task.engine._qvel[0, 9:] = 0
+        rewards.append(task.step(torch.zeros(1, 9))[1].item())
+    assert rewards == [0.0, 1.0]
+
+
+def test_control_rate_keeps_speeds_seconds_and_the_success_time(make):
+    fast, slow = make(1, seed=4), make(1, seed=4, control_rate_hz=20)
+    assert slow.max_episode_length == 167 and slow.dt == pytest.approx(0.05)
+    for task, steps in ((fast, 6), (slow, 2)):
+        task.reset()
+        for _ in range(steps):
+            task.step(torch.full((1, 9), 0.2))
+    torch.testing.assert_close(fast.targets, slow.targets)
+    joints = [task.engine.read()["qpos"][:, :9] for task in (fast, slow)]
+    torch.testing.assert_close(*joints, atol=0.02, rtol=0)
+
+
+@pytest.mark.usefixtures("needs_gl")
+def test_several_cameras_and_a_size_that_is_not_square(make):
+    task = make(2, obs="pixels", camera=["wrist", "third_person"], image_size=(48, 64))
+    frames = task.reset()["obs"]
+    assert frames.shape == (2, 2, 48, 64, 3) and task.obs_space.shape == (2, 48, 64, 3)
+    torch.testing.assert_close(frames[:, 1], task.render_film([0, 1], "third_person", 48, 64))
+
+
+@pytest.mark.usefixtures("needs_gl")
+def test_pixmc_images_are_one_step_old_and_supersampled(make):
+    task = make(1, obs="pixels", image_size=32, fidelity="pixmc")
+    task.reset()
+    before = task.render_film([0], "wrist", 64, 64).float()
+    late = task.step(torch.ones(1, 9))[0]["obs"].float()
+    pooled = before.reshape(1, 32, 2, 32, 2, 3).mean((2, 4))
+    assert (late - pooled).abs().max() <= 0.5
+    assert not torch.equal(before, task.render_film([0], "wrist", 64, 64).float())
+
+
 def test_unknown_names_get_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'FrankaPick'"):
         envs.make("FrankaPik", 1)
-    with pytest.raises(ValueError, match="obs must be"):
+    with pytest.raises(ValueError, match="obs must be.*did you mean 'pixels'"):
         envs.make("FrankaPick", 1, obs="pixel")
-    with pytest.raises(ValueError, match="sim_device"):
+    with pytest.raises(ValueError, match="sim_device='gpu': expected 'cpu', 'cuda'"):
+        envs.make("FrankaPick", 1, sim_device="gpu")
+    with pytest.raises(ValueError, match="unknown option 'image_sise'; did you mean 'image_size'"):
+        envs.make("FrankaPick", 1, image_sise=64)
+    with pytest.raises(
+        ValueError, match="must divide the physics rate of 240 Hz; the nearest is 24"
+    ):
+        envs.make("FrankaPick", 1, control_rate_hz=25)
+    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+        envs.make("FrankaPick", 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(ValueError, match="sees no CUDA device"):
         envs.make("FrankaPick", 1, sim_device="cuda:0")
 
 
 @pytest.mark.parametrize("obs", ["state", "pixels"])
-def test_gymnasium_and_sb3_checkers(obs, needs_gl):
-    env = gymnasium.make(
-        "toto_robot/FrankaPick-v0", obs=obs, image_size=64, render_mode="rgb_array"
-    )
-    check_env(env.unwrapped)
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_gymnasium_and_sb3_checkers(task, obs, needs_gl):
+    env = gymnasium.make(f"toto_robot/{task}-v0", obs=obs, image_size=64, render_mode="rgb_array")
+    check_env(env.unwrapped, skip_render_check=True)  # "human" wants a screen
     sb3_check_env(env.unwrapped)
+    env.reset()
+    picture = env.render()
+    assert isinstance(picture, np.ndarray) and picture.shape == (240, 320, 3)
     env.close()
 
 
