@@ -8,7 +8,7 @@ alone, so a world's episodes are the same whatever its neighbours and their numb
 import colorsys
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import mujoco
@@ -50,17 +50,17 @@ class DynamicsLevel:
     joint_damping: Range  # one of all passive joint damping
 
 
-_STRONG = {
-    "colour": (0.8, 1.1), "new_colours": 0.4, "textures": 0.6, "light": (0.3, 1.6),
-    "light_turn": 0.3, "camera_m": 0.004, "camera_rad": 0.04, "fovy_deg": 2.0,
-}  # fmt: skip
+_STRONG = VisualLevel(
+    colour=(0.8, 1.1), new_colours=0.4, textures=0.6, light=(0.3, 1.6), light_turn=0.3,
+    camera_m=0.004, camera_rad=0.04, fovy_deg=2.0,
+)  # fmt: skip
 VISUAL_LEVELS = {
     "mild": VisualLevel(
         colour=(0.9, 1.05), new_colours=0.0, textures=0.0, light=(0.8, 1.2), light_turn=0.1,
         camera_m=0.002, camera_rad=0.01, fovy_deg=0.5,
     ),
-    "strong": VisualLevel(**_STRONG),
-    "film": VisualLevel(**_STRONG | {"textures": 0.0}, orbit=True),  # of pre-training films
+    "strong": _STRONG,
+    "film": replace(_STRONG, textures=0.0, orbit=True),  # of pre-training films
 }  # fmt: skip
 DYNAMICS_LEVELS = {
     "mild": DynamicsLevel(friction=(0.8, 1.25), mass=(0.8, 1.25), stiffness=(0.9, 1.1),
@@ -133,17 +133,21 @@ class Randomiser:
 
     def _draw(self, world: int, episode: int) -> Fields:
         found: Fields = {}
-        for stream, level, names, draw in (
-            (1, self._visuals, _VISUAL_FIELDS, draw_looks),
-            (2, self._dynamics, _DYNAMICS_FIELDS, draw_dynamics),
-        ):
-            if level is not None:
-                fields = {name: getattr(self._model, name).copy() for name in names}
-                # Word 2 of the counter keeps the streams apart, and from the reset's (0).
-                philox = np.random.Philox(key=[self._seed, world], counter=[0, 0, stream, episode])
-                draw(self._model, fields, level, np.random.Generator(philox))
-                found |= fields
+        if self._visuals is not None:
+            found |= self._nominal(_VISUAL_FIELDS)
+            draw_looks(self._model, found, self._visuals, self._generator(1, world, episode))
+        if self._dynamics is not None:
+            found |= self._nominal(_DYNAMICS_FIELDS)
+            draw_dynamics(self._model, found, self._dynamics, self._generator(2, world, episode))
         return found
+
+    def _nominal(self, names: Iterable[str]) -> Fields:
+        return {name: getattr(self._model, name).copy() for name in names}
+
+    def _generator(self, stream: int, world: int, episode: int) -> np.random.Generator:
+        # Word 2 of the counter keeps the streams apart, and from that of the resets (0).
+        counter = [0, 0, stream, episode]
+        return np.random.Generator(np.random.Philox(key=[self._seed, world], counter=counter))
 
 
 def _level(kind: str, name: str, levels: dict[str, _LEVEL]) -> _LEVEL | None:

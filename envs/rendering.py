@@ -1,7 +1,6 @@
 """Render batched worlds with MuJoCo's C renderer: one GL context on each of a few threads."""
 
 import copy
-import importlib.util
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -47,9 +46,10 @@ def make_renderer(model: mujoco.MjModel, num_threads: int) -> Renderer:
     """
     if gl.BACKEND is not None:
         return RenderPool(model, num_threads)
-    if importlib.util.find_spec("mujoco_warp") is None:
-        raise gl.RenderingUnavailableError(gl.INSTALL_HINT)
-    from envs.warp_engine import RayCaster
+    try:
+        from envs.warp_engine import RayCaster
+    except ImportError as error:
+        raise gl.RenderingUnavailableError(gl.INSTALL_HINT) from error
 
     warnings.warn(
         "no OpenGL library here: images come from MuJoCo Warp's ray-caster on the CPU, which is "

@@ -200,7 +200,8 @@ def test_settings_without_meaning_are_refused(cfg, message):
 def test_pixmcs_wrapper_gives_normalised_images(needs_gl):
     env = VecTaskPython(envs.make("FrankaPick", 2, obs="pixels", image_size=32, fidelity="pixmc"))
     obs = env.reset()
-    assert obs.shape == (2, 3, 32, 32) == (2, *env.num_obs) and obs.dtype == torch.float
+    assert env.num_obs == (3, 32, 32)
+    assert obs.shape == (2, 3, 32, 32) and obs.dtype == torch.float
     frame = env.task.obs_buf[1, 5, 7].float() / 255
     expected = (frame - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(obs[1, :, 5, 7], expected)
