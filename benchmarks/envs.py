@@ -23,6 +23,7 @@ from typing import Any
 # This folder must not be searched: its `envs.py` is this file, and the package is meant.
 sys.path[0] = str(Path(__file__).parents[1])
 
+import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from gymnasium.vector import AsyncVectorEnv  # noqa: E402
@@ -68,13 +69,15 @@ def ours(task: str, args: argparse.Namespace, worlds: int, image_size: int | Non
 
 def plain(task: str, kind: str, processes: int, seconds: float, image_size: int | None) -> float:
     """The same for a peer; `kind` is `async` (Gymnasium) or `subproc` (stable-baselines3)."""
-    makers = [functools.partial(make_plain, task, image_size) for _ in range(processes)]
+    makers: list[Callable[[], gymnasium.Env]] = [
+        functools.partial(make_plain, task, image_size) for _ in range(processes)
+    ]
     if kind == "async":
         env = AsyncVectorEnv(makers, context="spawn")
     else:
         env = SubprocVecEnv(makers, start_method="spawn")
     env.reset()
-    num_actions = envs_actions(task)
+    num_actions = num_actions_of(task)
     rng = np.random.default_rng(0)
 
     def step() -> None:
@@ -85,7 +88,7 @@ def plain(task: str, kind: str, processes: int, seconds: float, image_size: int 
     return rate
 
 
-def envs_actions(task: str) -> int:
+def num_actions_of(task: str) -> int:
     return (spec.FRANKA if task.startswith("Franka") else spec.KUKA).num_actions
 
 

@@ -74,8 +74,8 @@ class PlainEnv(gymnasium.Env):
     def _observe(self):
         everything = [self._data.qpos, self._data.qvel, self._data.site_xpos.ravel()]
         space = self.observation_space
-        size = (space["state"] if isinstance(space, spaces.Dict) else space).shape[0]
-        state = np.resize(np.concatenate(everything), size).astype(np.float32)
+        shape = (space["state"] if isinstance(space, spaces.Dict) else space).shape or ()
+        state = np.resize(np.concatenate(everything), shape).astype(np.float32)
         if self._renderer is None:
             return state
         self._renderer.update_scene(self._data, "wrist")

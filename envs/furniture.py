@@ -95,7 +95,7 @@ def _add_joint(body, name: str, kind, axis, limits) -> None:
     body.gravcomp = 1.0
     body.add_joint(
         name=f"{name}_joint", type=kind, axis=axis, limited=True, range=limits,
-        damping=[_DAMPING, 0, 0], armature=_ARMATURE,
+        damping=[_DAMPING, 0, 0], armature=_ARMATURE, solref_limit=[0.01, 1.0],
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class MujocoEngine:
         self._sensors = self._batch.bind("sensordata")
         self._renderer: Renderer | None = None
         self.visual_fields: VisualFields = {}
-        self._constants_stale = False  # a field was set from which others derive
+        self._stale = np.zeros(num_worlds, bool)  # a field was set from which others derive
         joint_of_actuator = self.model.actuator_trnid[:, 0]
         self._driven = self.model.jnt_qposadr[joint_of_actuator]
 
@@ -80,9 +80,9 @@ class MujocoEngine:
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in fields.items()}
 
     def _refresh_constants(self) -> None:
-        if self._constants_stale:
-            self._batch.set_const()
-            self._constants_stale = False
+        if self._stale.any():
+            self._batch.set_const(np.flatnonzero(self._stale))
+            self._stale[:] = False
 
     def set_field(self, name: str, ids: Int[Tensor, " K"], values: Tensor) -> None:
         if name in VISUAL_FIELDS:
@@ -94,7 +94,8 @@ class MujocoEngine:
         if name not in mujoco.batch.MODEL_FIELDS:
             raise ValueError(f"{name!r} is not a model field that can differ between worlds")
         self._batch.expand(name)[ids.numpy()] = values.numpy()
-        self._constants_stale |= name in mujoco.MjModel._setconst_inputs
+        if name in mujoco.MjModel._setconst_inputs:
+            self._stale[ids.numpy()] = True
 
     def camera_pose(self, name: str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3 3"]]:
         """Position (world, m) and axes (columns: right, up, backward) of a camera."""

@@ -78,6 +78,17 @@ VISUAL_FIELDS = frozenset(
 )
 
 
+def check_device(label: str, device: str) -> None:
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"{label}={device!r}: expected 'cpu', 'cuda' or 'cuda:<number>'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{label}={device!r}, but torch {torch.__version__} sees no CUDA device here; use "
+            f"{label}='cpu', or install a CUDA build of torch (pytorch.org, Get started)"
+        )
+
+
 def uniform_draws(seed: int, worlds: Tensor, episodes: Tensor, count: int) -> Float[Tensor, "K n"]:
     """Uniform [0, 1) numbers that depend on (seed, world, episode) alone.
 

@@ -5,35 +5,36 @@ OpenAI et al. 2018 (arXiv 1808.00177); the ranges are ours. Draws depend on (see
 alone, so a world's episodes are the same whatever its neighbours and their number are.
 """
 
-import colorsys
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.physics import Physics
 
 Range = tuple[float, float]
-Fields = dict[str, np.ndarray]  # model field -> its value in one world
+Fields = dict[str, np.ndarray]  # model field -> its values in K worlds
 _LEVEL = TypeVar("_LEVEL")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualLevel:
-    """Ranges are uniform factors, deviations normal."""
+    """Ranges are uniform, deviations normal and cut at twice their value."""
 
-    colour: Range  # of each body's colour, per channel
-    new_colours: float  # probability of the table's, and whether the cube's and props' hue is free
+    colour: Range  # factor on each body's colour, per channel
+    new_colours: float  # probability for each surface; above 0 floor, cube and props always
     textures: float  # probability of another texture on the floor, and on table or cabinet
-    light: Range  # of brightness
-    light_turn: float  # deviation added to the light's direction
-    camera_m: float  # deviation of the cameras' places
+    light: Range  # factor on brightness
+    ambient: Range  # light from everywhere, added
+    light_turn: float  # deviation added to the light's direction, a unit vector
+    wrist_camera_m: float  # deviation of the place of a camera on the robot
+    room_camera_m: float  # and of one in the room
     camera_rad: float  # and of their directions
     fovy_deg: float  # and of their opening
     orbit: bool = False  # the third-person camera anywhere on a hemisphere
@@ -44,23 +45,27 @@ class DynamicsLevel:
     """Log-uniform factors."""
 
     friction: Range  # one of all contacts
-    mass: Range  # of each loose body
+    mass: Range  # of each loose body, and of its inertia
     stiffness: Range  # of each drive
     damping: Range  # of each drive
     joint_damping: Range  # one of all passive joint damping
 
 
 _STRONG = VisualLevel(
-    colour=(0.8, 1.1), new_colours=0.4, textures=0.6, light=(0.3, 1.6), light_turn=0.3,
-    camera_m=0.004, camera_rad=0.04, fovy_deg=2.0,
+    colour=(0.8, 1.1), new_colours=0.4, textures=0.6,
+    light=(0.3, 1.2), ambient=(0.0, 0.05), light_turn=0.3,
+    wrist_camera_m=0.004, room_camera_m=0.08, camera_rad=0.04, fovy_deg=2.0,
 )  # fmt: skip
 VISUAL_LEVELS = {
     "mild": VisualLevel(
-        colour=(0.9, 1.05), new_colours=0.0, textures=0.0, light=(0.8, 1.2), light_turn=0.1,
-        camera_m=0.002, camera_rad=0.01, fovy_deg=0.5,
+        colour=(0.95, 1.05), new_colours=0.0, textures=0.0,
+        light=(0.7, 1.2), ambient=(0.0, 0.05), light_turn=0.1,
+        wrist_camera_m=0.002, room_camera_m=0.02, camera_rad=0.01, fovy_deg=0.5,
     ),
     "strong": _STRONG,
-    "film": replace(_STRONG, textures=0.0, orbit=True),  # of pre-training films
+    "film": replace(  # of pre-training films
+        _STRONG, textures=0.0, light=(0.3, 1.6), ambient=(0.0, 0.0), orbit=True
+    ),
 }  # fmt: skip
 DYNAMICS_LEVELS = {
     "mild": DynamicsLevel(friction=(0.8, 1.25), mass=(0.8, 1.25), stiffness=(0.9, 1.1),
@@ -69,17 +74,17 @@ DYNAMICS_LEVELS = {
                             damping=(0.75, 1.33), joint_damping=(0.5, 2.0)),
 }  # fmt: skip
 
-_VISUAL_FIELDS = ("geom_rgba", "geom_matid", "mat_rgba", "light_diffuse", "light_dir",
-                  "cam_pos", "cam_quat", "cam_fovy")  # fmt: skip
-_DYNAMICS_FIELDS = ("geom_friction", "body_mass", "body_inertia", "actuator_gainprm",
-                    "actuator_biasprm", "dof_damping")  # fmt: skip
+MIN_CONTRAST = 0.4  # distance in RGB between what is to be picked and the table
+_CANDIDATES = 12  # colours that a loose body takes the first of with that contrast
+_PALE = 0.7  # the textures' second shade
+
+_FLOOR, _TABLE, _CARCASS, _FRONTS = "floor", "table", "cabinet", ("door_", "drawer_")
 _TEXTURES = ("checker", "gradient", "marks")
-_MATERIAL_DECIDES = (0.5, 0.5, 0.5, 1.0)  # MuJoCo's default geom colour: the material's is used
 
 
 def add_textures(spec: mujoco.MjSpec) -> None:
     """Materials that `strong` worlds choose from; without effect on the scene's own looks."""
-    builtins = {
+    builtins: dict[str, dict[str, Any]] = {
         "checker": {"builtin": mujoco.mjtBuiltin.mjBUILTIN_CHECKER},
         "gradient": {"builtin": mujoco.mjtBuiltin.mjBUILTIN_GRADIENT},
         "marks": {
@@ -92,7 +97,7 @@ def add_textures(spec: mujoco.MjSpec) -> None:
     for name in _TEXTURES:
         spec.add_texture(
             name=f"random_{name}", type=mujoco.mjtTexture.mjTEXTURE_2D, width=64, height=64,
-            rgb1=[1.0, 1.0, 1.0], rgb2=[0.7, 0.7, 0.7], **builtins[name],
+            rgb1=[1.0, 1.0, 1.0], rgb2=[_PALE] * 3, **builtins[name],
         )  # fmt: skip
         for part, repeat in (("floor", 1), ("surface", 4)):
             material = spec.add_material(
@@ -104,50 +109,41 @@ def add_textures(spec: mujoco.MjSpec) -> None:
 class Randomiser:
     """Gives worlds their own looks and dynamics through `Physics.set_field`.
 
+    Both engines vary all of it, textures included.
+
     Args:
         engine: worlds of a scene; `strong` textures need `add_textures` before it is compiled.
         visuals, dynamics: a level's name, or `fixed` for none.
+        seed: 0 or greater.
 
     Raises:
         ValueError: unknown level.
     """
 
     def __init__(self, engine: Physics, visuals: str, dynamics: str, seed: int):
-        self._engine, self._model, self._seed = engine, engine.model, seed
-        self._visuals = _level("visuals", visuals, VISUAL_LEVELS)
-        self._dynamics = _level("dynamics", dynamics, DYNAMICS_LEVELS)
+        self._engine, self._seed = engine, seed
+        visual_level = _level("visuals", visuals, VISUAL_LEVELS)
+        dynamics_level = _level("dynamics", dynamics, DYNAMICS_LEVELS)
+        # A drawer's stream is word 2 of its counter; that of the resets is 0.
+        self._drawers: dict[int, _Looks | _Dynamics] = {}
+        if visual_level is not None:
+            self._drawers[1] = _Looks(engine.model, visual_level)
+        if dynamics_level is not None:
+            self._drawers[2] = _Dynamics(engine.model, dynamics_level)
 
     def reseed(self, seed: int) -> None:
+        """Draw from now on what a new object with this seed would."""
         self._seed = seed
 
     def apply(self, ids: Int[Tensor, " K"], episodes: Int[Tensor, " K"]) -> None:
         """Draw for worlds `ids`, which begin these episodes."""
-        rows = [
-            self._draw(world, episode)
-            for world, episode in zip(ids.tolist(), episodes.tolist(), strict=True)
-        ]
-        for name in rows[0] if rows else ():
-            values = np.stack([row[name] for row in rows])
-            tensor = torch.from_numpy(values).to(self._engine.device)
-            self._engine.set_field(name, ids, tensor)
-
-    def _draw(self, world: int, episode: int) -> Fields:
-        found: Fields = {}
-        if self._visuals is not None:
-            found |= self._nominal(_VISUAL_FIELDS)
-            draw_looks(self._model, found, self._visuals, self._generator(1, world, episode))
-        if self._dynamics is not None:
-            found |= self._nominal(_DYNAMICS_FIELDS)
-            draw_dynamics(self._model, found, self._dynamics, self._generator(2, world, episode))
-        return found
-
-    def _nominal(self, names: Iterable[str]) -> Fields:
-        return {name: getattr(self._model, name).copy() for name in names}
-
-    def _generator(self, stream: int, world: int, episode: int) -> np.random.Generator:
-        # Word 2 of the counter keeps the streams apart, and from that of the resets (0).
-        counter = [0, 0, stream, episode]
-        return np.random.Generator(np.random.Philox(key=[self._seed, world], counter=counter))
+        if not len(ids):
+            return
+        for stream, drawer in self._drawers.items():
+            draws = _Draws(self._seed, stream, ids.tolist(), episodes.tolist())
+            for name, values in drawer(draws).items():
+                tensor = torch.from_numpy(values).to(self._engine.device)
+                self._engine.set_field(name, ids, tensor)
 
 
 def _level(kind: str, name: str, levels: dict[str, _LEVEL]) -> _LEVEL | None:
@@ -160,115 +156,220 @@ def _level(kind: str, name: str, levels: dict[str, _LEVEL]) -> _LEVEL | None:
     return levels[name]
 
 
-def _bodies(model, prefixes: Iterable[str]) -> list[int]:
-    return [i for i in range(model.nbody) if model.body(i).name.startswith(tuple(prefixes))]
+class _Draws:
+    """Random numbers [K, ...] for K worlds, each from its own counter-based generator."""
+
+    def __init__(self, seed: int, stream: int, worlds: list[int], episodes: list[int]):
+        self._generators = [
+            np.random.Generator(
+                np.random.Philox(key=[seed, world], counter=[0, 0, stream, episode])
+            )
+            for world, episode in zip(worlds, episodes, strict=True)
+        ]
+        self.count = len(worlds)
+
+    def uniform(self, span: Range, *shape: int) -> Float[np.ndarray, "K ..."]:
+        low, high = span
+        unit = np.stack([generator.random(shape) for generator in self._generators])
+        return low + (high - low) * unit
+
+    def factor(self, span: Range, *shape: int) -> Float[np.ndarray, "K ..."]:
+        """Log-uniform."""
+        return np.exp(self.uniform((np.log(span[0]), np.log(span[1])), *shape))
+
+    def normal(self, deviation: float, *shape: int) -> Float[np.ndarray, "K ..."]:
+        """Cut at two deviations."""
+        unit = np.stack([generator.standard_normal(shape) for generator in self._generators])
+        return deviation * unit.clip(-2, 2)
+
+    def chance(self, probability: float) -> Bool[np.ndarray, " K"]:
+        return self.uniform((0, 1)) < probability
+
+    def choice(self, options: list[int]) -> Int[np.ndarray, " K"]:
+        """One of them with equal probability."""
+        return np.array(options)[self.uniform((0, len(options))).astype(int)]
+
+    def hsv(self, saturation: Range, value: Range, *shape: int) -> Float[np.ndarray, "K ... 3"]:
+        """Colours of any hue, as RGB."""
+        hue = self.uniform((0, 6), *shape, 1)
+        depth = self.uniform(saturation, *shape, 1)
+        sector = (hue + [5, 3, 1]) % 6
+        return self.uniform(value, *shape, 1) * (
+            1 - depth * np.minimum(sector, 4 - sector).clip(0, 1)
+        )
+
+
+def _repeated(nominal: np.ndarray, count: int) -> np.ndarray:
+    return np.repeat(nominal[None], count, axis=0)
 
 
 def _loose_bodies(model) -> np.ndarray:
     """Bodies with a free joint: the cube, the props."""
-    free = model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)
-    return model.jnt_bodyid[free]
+    return model.jnt_bodyid[model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)]
 
 
-def draw_looks(model, fields: Fields, level: VisualLevel, rng: np.random.Generator) -> None:
-    """Change the visual `fields` of one world in place."""
-    rgba = fields["geom_rgba"]
-    for body in range(model.nbody):
-        geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_matid < 0))
-        rgba[geoms, :3] = (rgba[geoms, :3] * rng.uniform(*level.colour, 3)).clip(0, 1)
-    if level.new_colours:
-        _recolour(model, rgba, level, rng)
-    fields["mat_rgba"][:, :3] *= rng.uniform(0.5, 1.8, 3) if level.new_colours else 1.0
-    _retexture(model, fields, level, rng)
-    fields["light_diffuse"] *= rng.uniform(*level.light)
-    fields["light_dir"] += rng.normal(0, level.light_turn, 3)
-    fields["light_dir"] /= np.linalg.norm(fields["light_dir"], axis=1, keepdims=True)
-    _move_cameras(model, fields, level, rng)
+def _geoms_of(model, prefixes: Iterable[str]) -> np.ndarray:
+    """Geoms of the bodies with such names."""
+    names = [model.body(i).name.startswith(tuple(prefixes)) for i in range(model.nbody)]
+    return np.flatnonzero(np.array(names)[model.geom_bodyid])
 
 
-def _recolour(model, rgba, level: VisualLevel, rng) -> None:
-    for body in _loose_bodies(model):
-        rgba[model.geom_bodyid == body, :3] = colorsys.hsv_to_rgb(
-            rng.uniform(), rng.uniform(0.6, 1.0), rng.uniform(0.4, 1.0)
-        )
-    for geoms in _surfaces(model):
-        if rng.uniform() < level.new_colours:
-            rgba[geoms, :3] = colorsys.hsv_to_rgb(
-                rng.uniform(), rng.uniform(0.0, 0.4), rng.uniform(0.4, 1.0)
-            )
+class _Looks:
+    """Draws the visual fields. A part that the scene does not have is an empty array."""
+
+    def __init__(self, model, level: VisualLevel):
+        self._model, self._level = model, level
+        # A geom's own colour wins over its material's, so only the geoms' need to vary.
+        default = (model.geom_rgba == np.array([0.5, 0.5, 0.5, 1.0])).all(1)
+        own = default & (model.geom_matid >= 0)
+        self._rgba = np.where(own[:, None], model.mat_rgba[model.geom_matid], model.geom_rgba)
+        names = np.array([model.geom(i).name for i in range(model.ngeom)])
+        self._floor, self._table = np.flatnonzero(names == _FLOOR), np.flatnonzero(names == _TABLE)
+        self._tinted_with = model.geom_bodyid.copy()
+        self._tinted_with[self._floor] = model.nbody
+        self._loose = [np.flatnonzero(model.geom_bodyid == body) for body in _loose_bodies(model)]
+        surfaces = (self._table, _geoms_of(model, [_CARCASS]), self._front_geoms())
+        self._surfaces = [geoms for geoms in surfaces if len(geoms)]
+        materials = {model.mat(i).name: i for i in range(model.nmat)}
+        self._materials = {
+            part: [i for name, i in materials.items() if name.startswith(f"random_{part}_")]
+            for part in ("floor", "surface")
+        }
+
+    def _front_geoms(self) -> np.ndarray:
+        """The doors' and drawers' fronts: whatever has the colour of a body's largest face."""
+        model, found = self._model, []
+        geoms = _geoms_of(model, _FRONTS)
+        for body in np.unique(model.geom_bodyid[geoms]):
+            own = np.flatnonzero(model.geom_bodyid == body)
+            largest = own[np.argmax(model.geom_size[own, 1] * model.geom_size[own, 2])]
+            found += own[(self._rgba[own] == self._rgba[largest]).all(1)].tolist()
+        return np.array(found, int)
+
+    def __call__(self, draws: _Draws) -> Fields:
+        level, fields = self._level, self._lights(draws) | self._cameras(draws)
+        fields["geom_rgba"] = rgba = self._tinted(draws)
+        if level.new_colours:
+            self._recolour(rgba, draws)
+        if level.textures and self._materials["floor"]:
+            fields["geom_matid"] = self._retexture(rgba, draws)
+        return fields
+
+    def _tinted(self, draws: _Draws) -> Float[np.ndarray, "K ngeom 4"]:
+        rgba = _repeated(self._rgba, draws.count)
+        tint = draws.uniform(self._level.colour, self._model.nbody + 1, 3)
+        rgba[..., :3] = (rgba[..., :3] * tint[:, self._tinted_with]).clip(0, 1)
+        return rgba
+
+    def _recolour(self, rgba: np.ndarray, draws: _Draws) -> None:
+        for geoms in self._surfaces:
+            chosen = draws.chance(self._level.new_colours)
+            colour = draws.hsv((0.0, 0.4), (0.5, 1.0))
+            worlds = np.flatnonzero(chosen)[:, None]
+            rgba[worlds, geoms, :3] = colour[chosen, None]
+        floor = draws.uniform((0.5, 1.8), 1, 3)  # its own texture is dark
+        rgba[:, self._floor, :3] = self._rgba[self._floor, :3] * floor
+        for geoms in self._loose:
+            candidates = draws.hsv((0.6, 1.0), (0.4, 1.0), _CANDIDATES)
+            rgba[:, geoms, :3] = self._contrasting(candidates, rgba)[:, None]
+
+    def _contrasting(
+        self, candidates: Float[np.ndarray, "K C 3"], rgba: np.ndarray
+    ) -> Float[np.ndarray, "K 3"]:
+        """The first that differs enough from both shades of the table, or else the one most so."""
+        if not len(self._table):
+            return candidates[:, 0]
+        table = rgba[:, self._table[:1], :3]
+        distances = [np.linalg.norm(candidates - s * table, axis=-1) for s in (1.0, _PALE)]
+        enough = np.minimum(np.minimum(*distances), MIN_CONTRAST)
+        return candidates[np.arange(len(rgba)), enough.argmax(axis=1)]
+
+    def _retexture(self, rgba: np.ndarray, draws: _Draws) -> Int[np.ndarray, "K ngeom"]:
+        matid = _repeated(self._model.geom_matid, draws.count)
+        for part, geoms in (("floor", self._floor), *(("surface", g) for g in self._surfaces[:1])):
+            chosen = draws.chance(self._level.textures)
+            worlds = np.flatnonzero(chosen)[:, None]
+            matid[worlds, geoms] = draws.choice(self._materials[part])[chosen, None]
+            if part == "floor":
+                rgba[worlds, geoms, :3] = draws.uniform((0.25, 0.8), 3)[chosen, None]
+        return matid
+
+    def _lights(self, draws: _Draws) -> Fields:
+        model, level = self._model, self._level
+        direction = model.light_dir + draws.normal(level.light_turn, model.nlight, 3)
+        return {
+            "light_diffuse": model.light_diffuse * draws.uniform(level.light, model.nlight, 1),
+            "light_ambient": model.light_ambient + draws.uniform(level.ambient, model.nlight, 1),
+            "light_dir": direction / np.linalg.norm(direction, axis=-1, keepdims=True),
+        }
+
+    def _cameras(self, draws: _Draws) -> Fields:
+        model, level = self._model, self._level
+        in_room = model.cam_bodyid == 0
+        reach_m = np.where(in_room, level.room_camera_m, level.wrist_camera_m)[:, None]
+        fields = {
+            "cam_pos": model.cam_pos + reach_m * draws.normal(1.0, model.ncam, 3),
+            "cam_quat": _turned(model.cam_quat, draws.normal(level.camera_rad, model.ncam, 3)),
+            "cam_fovy": model.cam_fovy + draws.normal(level.fovy_deg, model.ncam),
+        }
+        if level.orbit:
+            self._orbit(fields, draws)
+        return fields
+
+    def _orbit(self, fields: Fields, draws: _Draws) -> None:
+        """Put the third-person camera anywhere on a hemisphere, looking at the workspace."""
+        third = self._model.camera("third_person").id
+        azimuth, elevation = draws.uniform((-np.pi, np.pi)), draws.uniform((0.2, 1.2))
+        flat = np.cos(elevation)
+        offset = np.stack([np.cos(azimuth) * flat, np.sin(azimuth) * flat, np.sin(elevation)], 1)
+        target = np.array([0.6, 0.0, 0.5]) + draws.normal(0.1, 3)
+        fields["cam_pos"][:, third] = target + draws.uniform((0.9, 2.0), 1) * offset
+        right = np.cross(-offset, [0, 0, 1])
+        right /= np.linalg.norm(right, axis=1, keepdims=True)
+        axes = np.stack([right, np.cross(right, -offset), offset], axis=2)  # it looks along -z
+        for quat, matrix in zip(fields["cam_quat"][:, third], axes, strict=True):
+            mujoco.mju_mat2Quat(quat, matrix.flatten())
+        fields["cam_fovy"][:, third] = draws.uniform((35, 60))
 
 
-def _surfaces(model) -> list[np.ndarray]:
-    """Geoms of the table; of the carcass; of the doors' and drawers' largest faces."""
-    names = np.array([model.geom(i).name for i in range(model.ngeom)])
-    table = np.flatnonzero(names == "table")
-    carcass = np.flatnonzero(np.isin(model.geom_bodyid, _bodies(model, ["cabinet"])))
-    fronts = []
-    for body in _bodies(model, ["door_", "drawer_"]):
-        own = np.flatnonzero(model.geom_bodyid == body)
-        colours = [tuple(model.geom_rgba[i]) for i in own]
-        largest = own[np.argmax(model.geom_size[own, 1] * model.geom_size[own, 2])]
-        fronts += [i for i, c in zip(own, colours, strict=True)
-                   if c == tuple(model.geom_rgba[largest])]  # fmt: skip
-    return [geoms for geoms in (table, carcass, np.array(fronts, int)) if len(geoms)]
+def _turned(
+    quat: Float[np.ndarray, "C 4"], turn_rad: Float[np.ndarray, "K C 3"]
+) -> Float[np.ndarray, "K C 4"]:
+    """Frames after small rotations about their own axes: q (1, turn / 2), normalised."""
+    scalar, vector = quat[:, :1], quat[:, 1:]
+    half = turn_rad / 2
+    product = np.concatenate(
+        [
+            scalar - (vector * half).sum(-1, keepdims=True),
+            scalar * half + vector + np.cross(vector, half),
+        ],
+        axis=-1,
+    )
+    return product / np.linalg.norm(product, axis=-1, keepdims=True)
 
 
-def _retexture(model, fields: Fields, level: VisualLevel, rng) -> None:
-    materials = {model.mat(i).name: i for i in range(model.nmat)}
-    if not level.textures or "random_floor_checker" not in materials:
-        return
-    if rng.uniform() < level.textures:
-        chosen = materials[f"random_floor_{rng.choice(_TEXTURES)}"]
-        fields["geom_matid"][model.geom("floor").id] = chosen
-        fields["mat_rgba"][chosen, :3] = rng.uniform(0.25, 0.8, 3)
-    surfaces = _surfaces(model)
-    if surfaces and rng.uniform() < level.textures:
-        geoms, chosen = surfaces[0], materials[f"random_surface_{rng.choice(_TEXTURES)}"]
-        fields["geom_matid"][geoms] = chosen
-        fields["mat_rgba"][chosen, :3] = fields["geom_rgba"][geoms[0], :3]
-        fields["geom_rgba"][geoms] = _MATERIAL_DECIDES
+class _Dynamics:
+    """Draws the physical fields."""
 
+    def __init__(self, model, level: DynamicsLevel):
+        self._model, self._level = model, level
+        self._loose = _loose_bodies(model)
 
-def _move_cameras(model, fields: Fields, level: VisualLevel, rng) -> None:
-    for camera in range(model.ncam):
-        fields["cam_pos"][camera] += rng.normal(0, level.camera_m, 3)
-        turn = np.array([1.0, *rng.normal(0, level.camera_rad / 2, 3)])
-        mujoco.mju_mulQuat(
-            fields["cam_quat"][camera], model.cam_quat[camera], turn / np.linalg.norm(turn)
-        )
-        fields["cam_fovy"][camera] += rng.normal(0, level.fovy_deg)
-    if level.orbit:
-        _orbit(model, fields, rng)
-
-
-def _orbit(model, fields: Fields, rng) -> None:
-    """Put the third-person camera anywhere on a hemisphere, looking at the workspace."""
-    third = model.camera("third_person").id
-    azimuth, elevation = rng.uniform(-np.pi, np.pi), rng.uniform(0.2, 1.2)
-    distance, target = rng.uniform(0.9, 2.0), np.array([0.6, 0.0, 0.5]) + rng.normal(0, 0.1, 3)
-    offset = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation),
-                       np.sin(elevation)])  # fmt: skip
-    right = np.cross(-offset, [0, 0, 1])
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(right, -offset), offset], axis=1)  # MuJoCo looks along -z
-    fields["cam_pos"][third] = target + distance * offset
-    mujoco.mju_mat2Quat(fields["cam_quat"][third], axes.flatten())
-    fields["cam_fovy"][third] = rng.uniform(35, 60)
-
-
-def draw_dynamics(model, fields: Fields, level: DynamicsLevel, rng: np.random.Generator) -> None:
-    """Change the physical `fields` of one world in place."""
-
-    def factor(span: Range, *shape: int) -> np.ndarray:
-        return np.exp(rng.uniform(*np.log(span), size=shape))
-
-    fields["geom_friction"] *= factor(level.friction)
-    loose = _loose_bodies(model)
-    heavier = factor(level.mass, len(loose))
-    fields["body_mass"][loose] *= heavier
-    fields["body_inertia"][loose] *= heavier[:, None]
-    stiffer = factor(level.stiffness, model.nu)
-    fields["actuator_gainprm"][:, 0] *= stiffer
-    fields["actuator_biasprm"][:, 1] *= stiffer
-    fields["actuator_biasprm"][:, 2] *= factor(level.damping, model.nu)
-    fields["dof_damping"] *= factor(level.joint_damping)
+    def __call__(self, draws: _Draws) -> Fields:
+        model, level = self._model, self._level
+        heavier = np.ones((draws.count, model.nbody))
+        heavier[:, self._loose] = draws.factor(level.mass, len(self._loose))
+        stiffer = draws.factor(level.stiffness, model.nu)
+        gain = _repeated(model.actuator_gainprm, draws.count)
+        bias = _repeated(model.actuator_biasprm, draws.count)
+        gain[..., 0] *= stiffer  # force = gain[0] target + bias[1] q + bias[2] velocity
+        bias[..., 1] *= stiffer
+        bias[..., 2] *= draws.factor(level.damping, model.nu)
+        return {
+            "geom_friction": model.geom_friction * draws.factor(level.friction, 1, 1),
+            "body_mass": model.body_mass * heavier,
+            "body_inertia": model.body_inertia * heavier[..., None],
+            "actuator_gainprm": gain,
+            "actuator_biasprm": bias,
+            "dof_damping": model.dof_damping * draws.factor(level.joint_damping, 1),
+        }

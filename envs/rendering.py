@@ -14,6 +14,9 @@ from envs import gl
 VisualFields = dict[str, np.ndarray]  # MjModel field -> per-world values [N, ...]
 
 
+RAY_CASTER_NAME = "MuJoCo Warp ray-caster (CPU)"
+
+
 class Renderer(Protocol):
     """Draws world states of one model."""
 
@@ -147,10 +150,15 @@ class RenderPool:
             lane.executor.shutdown()
 
 
-def gl_renderer_name() -> str:
-    """GL_RENDERER of a fresh context, for example 'llvmpipe (LLVM 15.0.6, 256 bits)'."""
+def renderer_name() -> str:
+    """What draws: GL_RENDERER of a fresh context ("llvmpipe (LLVM 15.0.6, 256 bits)"), or the
+    ray-caster. Raises `gl.RenderingUnavailableError` where there is neither."""
     if gl.BACKEND is None:
-        raise gl.RenderingUnavailableError(gl.INSTALL_HINT)
+        try:
+            import envs.warp_engine  # noqa: F401
+        except ImportError as error:
+            raise gl.RenderingUnavailableError(gl.INSTALL_HINT) from error
+        return RAY_CASTER_NAME
     context = mujoco.GLContext(8, 8)
     context.make_current()
     from OpenGL import GL

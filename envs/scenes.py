@@ -77,7 +77,7 @@ def _with_table(spec: mujoco.MjSpec, cube_edge_m: float) -> mujoco.MjSpec:
 
 def _with_cabinet(spec: mujoco.MjSpec) -> mujoco.MjSpec:
     add_cabinet(spec, CABINET_POS_M)
-    _look_at(spec.worldbody, "third_person", (0.95, -1.55, 1.55), (0.5, 0.0, 0.6), fovy=45)
+    _look_at(spec.worldbody, "third_person", (1.45, -1.35, 1.5), (0.55, 0.0, 0.6), fovy=45)
     return spec
 
 

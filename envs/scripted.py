@@ -1,4 +1,4 @@
-"""Scripted motions for filming and probing Franka pick: wander, look around the cube, pick it up."""
+"""Scripted motions for films and probes: wander, look around the cube, pick it up, open the drawer."""
 
 from typing import Literal
 
@@ -12,14 +12,20 @@ from envs.kinematics import ArmKinematics, looking_along
 from envs.scenes import CUBE_EDGE_M
 from envs.vec_task import VecTask
 
-Motion = Literal["wander", "look", "pick"]
-MOTIONS: tuple[Motion, ...] = ("wander", "look", "pick")
+Motion = Literal["wander", "look", "pick", "open"]
+MOTIONS: dict[str, tuple[Motion, ...]] = {  # of each task
+    "FrankaPick": ("wander", "look", "pick"),
+    "KukaPick": ("wander",),
+    "FrankaCabinet": ("wander", "open"),
+    "KukaCabinet": ("wander",),
+}
 READY = np.array([0.0, -0.6, 0.0, -2.4, 0.0, 1.9, 0.785])
+AT_DRAWER = np.array([1.8, -1.6, -0.6, -2.3, -2.2, 1.85, 0.0])  # a bend that reaches the handle
 OPEN_M, CLOSED_M = 0.04, 0.0
 
 
 class ScriptedMotions:
-    """Actions for every world of a Franka pick task; worlds follow different motions.
+    """Actions for every world of a task; worlds follow different motions.
 
     Args:
         task: the batched task.
@@ -28,10 +34,12 @@ class ScriptedMotions:
     """
 
     def __init__(self, task: VecTask, shares: dict[Motion, float], seed: int):
-        if unknown := set(shares) - set(MOTIONS):
-            raise ValueError(f"unknown motions {sorted(unknown)}; there are {MOTIONS}")
+        motions = MOTIONS[task.task.name]
+        if unknown := set(shares) - set(motions):
+            raise ValueError(f"{task.task.name} has no motions {sorted(unknown)}; it has {motions}")
         self._task, self._rng = task, np.random.default_rng(seed)
-        self._kinematics = ArmKinematics(task.engine.model)
+        if set(shares) != {"wander"}:
+            self._kinematics = ArmKinematics(task.engine.model)
         self._names = list(shares)
         self._shares = np.array([shares[name] for name in self._names])
         self._shares /= self._shares.sum()
@@ -71,14 +79,19 @@ class ScriptedMotions:
         self.motion[world] = self._names[self._rng.choice(len(self._names), p=self._shares)]
         self._speed[world] = self._rng.uniform(0.1, 0.3)
         self._drift[world] = 0.0
-        plans = {"wander": lambda _: [], "look": self._plan_look, "pick": self._plan_pick}
+        plans = {
+            "wander": lambda _: [],
+            "look": self._plan_look,
+            "pick": self._plan_pick,
+            "open": self._plan_open,
+        }
         self._waypoints[world] = plans[self.motion[world]](world)
 
     def _cube(self, world: int) -> np.ndarray:
         return self._task.engine.read()["qpos"][world, 9:12].numpy().astype(float)
 
-    def _waypoint(self, point, rotation, fingers_m: float, hold: int) -> np.ndarray:
-        joints, _ = self._kinematics.solve(point, rotation, READY)
+    def _waypoint(self, point, rotation, fingers_m: float, hold: int, start=READY) -> np.ndarray:
+        joints, _ = self._kinematics.solve(point, rotation, start, iterations=200)
         return np.concatenate([joints, [fingers_m, fingers_m, hold]])
 
     def _look_waypoint(self, world: int) -> np.ndarray:
@@ -109,3 +122,24 @@ class ScriptedMotions:
             self._waypoint(grasp, rotation, CLOSED_M, 20),
             self._waypoint(lifted, rotation, CLOSED_M, 10_000),
         ]
+
+    def _plan_open(self, world: int) -> list[np.ndarray]:
+        """Before the handle, fingers around it, close, pull; the arm lags, so it waits in between."""
+        rng = self._rng
+        handle = self._task.engine.model.site("handle").id
+        handle_w = self._task.engine.read()["site_pos"][world, handle].numpy().astype(float)
+        handle_w += [0.0, rng.uniform(-0.015, 0.015), rng.normal(0, 0.003)]
+        rotation = looking_along(
+            np.array([-1.0, 0.0, 0.0]), -np.pi / 2
+        )  # fingers one above the other
+        waypoints, start = [], AT_DRAWER
+        for out_m, fingers_m, hold in (
+            (rng.uniform(0.12, 0.18), OPEN_M, 30),
+            (0.0, OPEN_M, 45),
+            (0.0, CLOSED_M, 25),
+            (rng.uniform(0.34, 0.38), CLOSED_M, 10_000),
+        ):
+            point = handle_w + [out_m, 0.0, 0.0]
+            waypoints.append(self._waypoint(point, rotation, fingers_m, hold, start))
+            start = waypoints[-1][:7]
+        return waypoints

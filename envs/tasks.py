@@ -5,12 +5,10 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from envs import randomisation, spec
 from envs.cabinet import FRANKA_CABINET, KUKA_CABINET
 from envs.options import TaskOptions
-from envs.physics import Physics
+from envs.physics import Physics, check_device
 from envs.pick import FRANKA_PICK, KUKA_PICK
 from envs.vec_task import VecTask
 
@@ -25,17 +23,6 @@ def task_name(given: str) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown task {given!r}{hint} Valid tasks: {sorted(TASKS)}")
     return name
-
-
-def check_device(label: str, device: str) -> None:
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"{label}={device!r}: expected 'cpu', 'cuda' or 'cuda:<number>'")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"{label}={device!r}, but torch {torch.__version__} sees no CUDA device here; use "
-            f"{label}='cpu', or install a CUDA build of torch (pytorch.org, Get started)"
-        )
 
 
 def build_engine(scene: Any, num_envs: int, device: str, options: TaskOptions) -> Physics:

@@ -32,7 +32,7 @@ MEASURE_S = 1.5
 NUM_WORLDS = 64
 HORIZON = 32  # control steps of a rollout
 RUN_STEPS = 2_000_000
-SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
+SOFTWARE_RENDERERS = ("ray-caster", "llvmpipe", "softpipe", "swrast", "software")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,12 @@ def per_second(work: Callable[[], int]) -> float:
 
 def check_rendering(task: Any) -> dict[str, Any]:
     """Renderer name and frames/s; or what is missing."""
-    if gl.BACKEND is None:
-        return {"gl": "none", "problem": gl.INSTALL_HINT}
-    from envs.rendering import gl_renderer_name
+    from envs.rendering import renderer_name
 
-    name = gl_renderer_name()
+    try:
+        name = renderer_name()
+    except gl.RenderingUnavailableError as error:
+        return {"gl": "none", "problem": str(error)}
     report: dict[str, Any] = {
         "gl": name,
         "gl_backend": gl.BACKEND,

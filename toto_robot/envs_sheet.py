@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import envs
-from envs import gl, spec
+from envs import spec
+from envs.rendering import renderer_name
 
 CAMERAS = ("wrist", "third_person")
 SHOWN_PX, MEASURED_PX = 256, 128
@@ -60,7 +61,7 @@ def draw_sheet(path: Path, reports: list[dict[str, Any]]) -> None:
             fontsize=9,
         )
     figure.suptitle(
-        f"{NUM_WORLDS} worlds; images of {MEASURED_PX} px; {gl.BACKEND or 'ray-caster'}", fontsize=9
+        f"{NUM_WORLDS} worlds; images of {MEASURED_PX} px; {renderer_name()}", fontsize=9
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

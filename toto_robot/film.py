@@ -26,7 +26,12 @@ from toto_robot._siblings import check_siblings
 from toto_robot.runs import write_text
 
 CONTROL_STEPS_PER_FRAME = 2
-SHARES: dict[Motion, float] = {"wander": 0.2, "look": 0.45, "pick": 0.35}
+SHARES: dict[str, dict[Motion, float]] = {  # of each task's clips
+    "franka_pick": {"wander": 0.2, "look": 0.45, "pick": 0.35},
+    "kuka_pick": {"wander": 1.0},
+    "franka_cabinet": {"wander": 0.3, "open": 0.7},
+    "kuka_cabinet": {"wander": 1.0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,8 @@ class FilmConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.env not in SHARES:
+            raise SystemExit(f"env={self.env} does not exist; valid: {', '.join(SHARES)}")
         longest = spec.EPISODE_LENGTH // CONTROL_STEPS_PER_FRAME
         if not 1 <= self.frames <= longest:
             raise SystemExit(f"frames={self.frames}: expected 1 to {longest} (one episode)")
@@ -86,7 +93,7 @@ def film_batch(config: FilmConfig, first: int, progress: tqdm) -> list[dict]:
     looks = torch.from_numpy(np.flatnonzero(varied))
     Randomiser(task.engine, "film", "fixed", config.seed).apply(looks, looks + first)
     task.reset()
-    motions = ScriptedMotions(task, SHARES, seed=config.seed * 1_000_003 + first)
+    motions = ScriptedMotions(task, SHARES[config.env], seed=config.seed * 1_000_003 + first)
     clips = [Clip(path, config.image_size) for path in paths]
     cameras = {"wrist": np.flatnonzero(from_wrist), "third_person": np.flatnonzero(~from_wrist)}
     for step in range(config.frames * CONTROL_STEPS_PER_FRAME):

@@ -56,6 +56,12 @@ class ProbeConfig:
     seed: int = 0
     out: Path = Path("outputs/probe")
 
+    def __post_init__(self) -> None:
+        if self.env != "franka_pick":
+            raise SystemExit(
+                f"env={self.env}: only in franka_pick is there a motion that looks for a cube"
+            )
+
 
 @dataclass(frozen=True)
 class Frames:

@@ -28,7 +28,8 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from envs.gl import RenderingUnavailableError  # noqa: E402
-from envs.rendering import gl_renderer_name  # noqa: E402
+from envs.physics import check_device  # noqa: E402
+from envs.rendering import renderer_name  # noqa: E402
 from policies.checkpoint import load_checkpoint, load_progress, save_checkpoint  # noqa: E402
 from policies.policy import PolicySpec  # noqa: E402
 from policies.ppo import PPO, make_ppo  # noqa: E402
@@ -72,6 +73,7 @@ def _hydra_main(composed: DictConfig) -> None:
     logging.getLogger("OpenGL").setLevel(logging.WARNING)
     try:
         config = to_config(composed)
+        check_device("env.sim_device", config.env.sim_device)
         backbone = load_frozen(config)
         run_dir_is_free(folder, config)
         gl_renderer = find_renderer(config)
@@ -158,10 +160,10 @@ def learn(
 
 
 def find_renderer(config: RLConfig) -> str:
-    """GL renderer for the record. Raises RenderingUnavailableError now rather than at the film."""
+    """What draws, for the record. Raises RenderingUnavailableError now rather than at the film."""
     if config.obs == "state" and not config.film_episodes:
         return "not used"
-    return gl_renderer_name()
+    return renderer_name()
 
 
 def run_dir_is_free(folder: Path, config: RLConfig) -> None:

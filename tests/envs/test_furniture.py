@@ -3,12 +3,11 @@
 import mujoco
 import numpy as np
 import pytest
-import torch
 
 import envs
 from envs.furniture import PROP_OFFSETS_M
-from envs.kinematics import ArmKinematics, looking_along
 from envs.scenes import CABINET_POS_M, franka_cabinet_scene
+from envs.scripted import ScriptedMotions
 from envs.spec import FRANKA
 
 JOINTS = ["door_left_joint", "door_right_joint", "drawer_bottom_joint", "drawer_top_joint"]
@@ -84,7 +83,9 @@ def test_a_constant_pull_opens_the_drawer_as_newton_says(model):
     load = 4 * model.body("prop_0").mass[0]  # the props may slide a little
     assert opening(mass + load) * 0.98 < q < opening(mass) * 1.02
     mujoco.mj_step(model, data, nstep=240)
-    assert 0.39 < data.joint("drawer_top_joint").qpos[0] < 0.405, "it stops at the end of its travel"
+    assert 0.39 < data.joint("drawer_top_joint").qpos[0] < 0.402, (
+        "it stops at the end of its travel"
+    )
     inside = props(data) - data.body("drawer_top").xpos
     assert (np.abs(inside[:, :2]) < (0.25, 0.34)).all() and np.abs(inside[:, 2]).max() < 0.05
 
@@ -101,34 +102,12 @@ def test_doors_open_outwards(model):
 
 def test_a_scripted_hand_opens_the_drawer():
     """Fingers above and below the handle, close, pull: PixMC's success, and no arm link hits."""
-    env = envs.make("FrankaCabinet", 4, seed=0)
+    env = envs.make("FrankaCabinet", 8, seed=0)
     env.reset()
-    arm = ArmKinematics(env.engine.model)
-    handles_w = env.engine.read()["site_pos"][:, env.engine.model.site("handle").id]
-    rotation = looking_along(np.array([-1.0, 0.0, 0.0]), -np.pi / 2)
-    elbow_up = np.array([1.8, -1.6, -0.6, -2.3, -2.2, 1.85, 0.0])
-    plans = []
-    for world in range(4):
-        plan, joints = [], elbow_up
-        for offset_m, fingers_m, hold in ((0.16, 0.04, 40), (0, 0.04, 50), (0, 0, 25), (0.37, 0, 99)):
-            point = handles_w[world].numpy().astype(float) + [offset_m, 0, 0]
-            joints, left = arm.solve(point, rotation, joints, iterations=200)
-            assert left < 5e-3
-            plan.append((np.array([*joints, fingers_m, fingers_m]), hold))
-        plans.append(plan)
-    step = np.array(FRANKA.action_step)
-    held = np.zeros(4, int)
-    for _ in range(380):
-        actions = np.zeros((4, 9))
-        for world, plan in enumerate(plans):
-            gap = (plan[0][0] - env.targets[world].numpy()) / step
-            actions[world] = gap / max(1.0, np.abs(gap[:7]).max() / 0.2)
-            if np.abs(gap).max() < 0.02:
-                held[world] += 1
-                if held[world] >= plan[0][1] and len(plan) > 1:
-                    plan.pop(0)
-                    held[world] = 0
-        _, _, reset, extras = env.step(torch.from_numpy(actions).float())
-        assert not reset.any(), "no arm link has touched anything"
-    assert extras["successes"].tolist() == [1.0] * 4
+    motions = ScriptedMotions(env, {"open": 1.0}, seed=0)
+    hits, extras = 0, {}
+    for _ in range(499):
+        _, _, reset, extras = env.step(motions.act())
+        hits += int(reset.sum())
+    assert hits == 0 and extras["successes"].sum() >= 6
     env.close()
