@@ -101,8 +101,9 @@ def add_textures(spec: mujoco.MjSpec) -> None:
         )  # fmt: skip
         for part, repeat in (("floor", 1), ("surface", 4)):
             material = spec.add_material(
-                name=f"random_{part}_{name}", texrepeat=[repeat, repeat], texuniform=True
-            )
+                name=f"random_{part}_{name}", texrepeat=[repeat, repeat], texuniform=True,
+                specular=0.0,
+            )  # fmt: skip
             material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"random_{name}"
 
 
@@ -267,7 +268,8 @@ class _Looks:
             colour = draws.hsv((0.0, 0.4), (0.5, 1.0))
             worlds = np.flatnonzero(chosen)[:, None]
             rgba[worlds, geoms, :3] = colour[chosen, None]
-        floor = draws.uniform((0.5, 1.8), 1, 3)  # its own texture is dark
+        # Its own texture is dark; OpenGL cuts a lit colour at 1 before the texture, Warp does not.
+        floor = draws.uniform((0.5, 1.8), 1, 3).clip(max=1.1)
         rgba[:, self._floor, :3] = self._rgba[self._floor, :3] * floor
         for geoms in self._loose:
             candidates = draws.hsv((0.6, 1.0), (0.4, 1.0), _CANDIDATES)

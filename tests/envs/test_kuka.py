@@ -129,6 +129,6 @@ def test_the_hand_can_lift_the_cube_and_keep_it(model):
             share = min(1.0, (step + 1) / moving)
             data.ctrl[:] = (1 - share) * before + share * after
             mujoco.mj_step(model, data, nstep=4)
-            assert np.abs(cube.cvel).max() < 5.0
+            assert np.abs(cube.cvel[3:]).max() < 2.0  # m/s
     assert 0.55 < cube.xpos[2] < 0.75
-    assert np.abs(cube.cvel).max() < 1e-2
+    assert np.abs(cube.cvel[3:]).max() < 1e-2
