@@ -9,4 +9,5 @@ test:
 smoke:  ## build the wheel, install it alone, run the main command from an empty folder
 	bash scripts/smoke_wheel.sh
 bench:  ## ratios against named peers; appends to benchmarks/results
-	.venv/bin/python benchmarks/encode_once.py
+	.venv/bin/python -m benchmarks.encode_once
+	.venv/bin/python -m benchmarks.envs

@@ -1,6 +1,6 @@
 """Encode once, measured: features in the rollout buffer against plain stable-baselines3.
 
-    python benchmarks/encode_once.py --num-envs 16 --rollouts 2
+    python -m benchmarks.encode_once --num-envs 16 --rollouts 2
 
 Both sides run the same frozen backbone, task, seed and PPO settings (epochs, minibatches, horizon,
 networks, read-out). "plain" is what one writes first: the backbone inside stable-baselines3's

@@ -1,7 +1,7 @@
 """Speed and memory of the batched tasks, against the plain way to run MuJoCo under Gymnasium.
 
-    python benchmarks/envs.py                                  # CPU: all ratios
-    python benchmarks/envs.py --device cuda --worlds 1024 8192 # GPU: our rates alone
+    python -m benchmarks.envs                                 # CPU: all ratios
+    python -m benchmarks.envs --device cuda --worlds 1024 8192 # GPU: our rates alone
 
 Peers, in the same run on the same scene: Gymnasium's `AsyncVectorEnv` and stable-baselines3's
 `SubprocVecEnv` of `plain_env.PlainEnv` for physics (one process per world: that is what they do,
@@ -17,11 +17,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# This folder must not be searched: its `envs.py` is this file, and the package is meant.
-sys.path[0] = str(Path(__file__).parents[1])
+if __name__ == "envs":  # a script of this folder was run by its path, and found us for the package
+    raise ImportError("run benchmarks from the repository's root: python -m benchmarks.<name>")
+sys.path[0] = str(Path(__file__).parents[1])  # so that `python benchmarks/envs.py` works as well
 
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
@@ -92,19 +95,20 @@ def num_actions_of(task: str) -> int:
     return (spec.FRANKA if task.startswith("Franka") else spec.KUKA).num_actions
 
 
-def megabytes_per_world(task: str, few: int = 16, many: int = 1040) -> float:
-    """Growth of this process's peak memory from `few` to `many` worlds, per world."""
+def megabytes_per_world(task: str, few: int = 16, many: int = 2064) -> float:
+    """Growth of a fresh process's peak memory from `few` to `many` worlds, per world."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        small, large = (fresh.submit(_peak_megabytes, task, n).result() for n in (few, many))
+    return (large - small) / (many - few)
 
-    def peak_mb(worlds: int) -> float:
-        env = envs.make(task, worlds, threads=2)
-        env.reset()
-        for _ in range(20):
-            env.step(torch.rand(worlds, env.num_actions) * 2 - 1)
-        env.close()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    small = peak_mb(few)
-    return (peak_mb(many) - small) / (many - few)
+def _peak_megabytes(task: str, worlds: int) -> float:
+    env = envs.make(task, worlds, threads=2)
+    env.reset()
+    for _ in range(20):
+        env.step(torch.rand(worlds, env.num_actions) * 2 - 1)
+    env.close()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def compare_physics(args: argparse.Namespace, line: dict[str, Any]) -> None:

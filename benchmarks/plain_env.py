@@ -31,10 +31,12 @@ class PlainEnv(gymnasium.Env):
     """Random resets and 4 `mj_step` per step; with `image_size` a camera image as well."""
 
     def __init__(self, task: str, image_size: int | None = None):
-        from envs.tasks import TASKS
+        from envs.scenes import SCENES
+        from envs.spec import FRANKA, KUKA, TASK_NAMES
 
-        scene = TASKS[task].scene()
-        self._robot = TASKS[task].robot
+        names = {class_name: name for name, class_name in TASK_NAMES.items()}
+        scene = SCENES[names[task]]()
+        self._robot = FRANKA if task.startswith("Franka") else KUKA
         self._model = (default_looks(scene) if image_size else scene).compile()
         self._data = mujoco.MjData(self._model)
         self._step_size = np.array(self._robot.action_step)
@@ -42,7 +44,7 @@ class PlainEnv(gymnasium.Env):
         self._renderer = None
         if image_size:
             self._renderer = mujoco.Renderer(self._model, image_size, image_size)
-        n, size = self._robot.num_actions, TASKS[task].num_obs
+        n, size = self._robot.num_actions, 34 if self._robot is FRANKA else 77
         self.action_space = spaces.Box(-1, 1, (n,), np.float32)
         state = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         if image_size:

@@ -1,4 +1,4 @@
-"""What a policy that has learned nothing gets: `python benchmarks/random_policy.py [episodes]`
+"""What a policy that has learned nothing gets: `python -m benchmarks.random_policy [episodes]`
 
 The first episode of each world, so that short ones are not counted more often. `uniform` draws
 actions from [-1, 1]; `gaussian` from N(0, 1), clipped, which is how PPO begins.

@@ -229,7 +229,8 @@ def test_textures_leave_the_scenes_own_looks_alone(needs_gl):
     plain, textured = (envs.make("FrankaPick", 1, visuals=v) for v in ("fixed", "strong"))
     for task in (plain, textured):
         task.engine.reset(torch.tensor([0]), torch.from_numpy(task.engine.model.qpos0)[None])
-    assert torch.equal(*(task.render_film([0]) for task in (plain, textured)))
+    for camera in ("wrist", "third_person"):
+        assert torch.equal(*(task.render_film([0], camera) for task in (plain, textured)))
     for task in (plain, textured):
         task.close()
 
