@@ -93,6 +93,7 @@ def add_cabinet(spec: mujoco.MjSpec, pos) -> None:
 
 def _add_joint(body, name: str, kind, axis, limits) -> None:
     body.gravcomp = 1.0
+    # MjSpec's damping is a polynomial: its first number is the linear one.
     body.add_joint(
         name=f"{name}_joint", type=kind, axis=axis, limited=True, range=limits,
         damping=[_DAMPING, 0, 0], armature=_ARMATURE, solref_limit=[0.01, 1.0],

@@ -34,10 +34,19 @@ class MujocoEngine:
         self._site_pos = self._batch.bind("site_xpos")
         self._sensors = self._batch.bind("sensordata")
         self._renderer: Renderer | None = None
+        self._process = os.getpid()
         self.visual_fields: VisualFields = {}
         self._stale = np.zeros(num_worlds, bool)  # a field was set from which others derive
         joint_of_actuator = self.model.actuator_trnid[:, 0]
         self._driven = self.model.jnt_qposadr[joint_of_actuator]
+
+    def _check_process(self) -> None:
+        """Threads and GL contexts do not survive a fork: the child would wait for ever."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this process was forked from one that simulates or renders; start workers with "
+                "multiprocessing.get_context('spawn') and build the task in each of them"
+            )
 
     def reset(
         self,
@@ -45,6 +54,7 @@ class MujocoEngine:
         qpos: Float[Tensor, "K nq"],
         mocap_pos: Float[Tensor, "K 3"] | None = None,
     ) -> None:
+        self._check_process()
         worlds = ids.numpy()
         self._refresh_constants()
         self._batch.reset(worlds, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
@@ -55,6 +65,7 @@ class MujocoEngine:
         self._batch.forward(worlds, stage=_AT_NEW_STATE)
 
     def step(self, targets: Float[Tensor, "N nu"], substeps: int) -> Int[Tensor, " K"]:
+        self._check_process()
         self._refresh_constants()
         self._ctrl[:] = targets.double().numpy()
         before = self._batch.warning[:, :, 1].copy()  # counts [N, kind of warning]
@@ -122,6 +133,7 @@ class MujocoEngine:
         return torch.from_numpy(self._draw(camera, height, width, ids, segmentation=True))
 
     def _draw(self, camera, height, width, ids, segmentation) -> np.ndarray:
+        self._check_process()
         if self._renderer is None:
             self._renderer = make_renderer(self.model, min(self.threads, self.num_worlds))
         worlds = np.arange(self.num_worlds) if ids is None else ids.numpy()

@@ -206,6 +206,7 @@ def _repeated(nominal: np.ndarray, count: int) -> np.ndarray:
 
 def _loose_bodies(model) -> np.ndarray:
     """Bodies with a free joint: the cube, the props."""
+    # int(): in MuJoCo 4 an enum member on the left of a NumPy integer is never equal to it.
     return model.jnt_bodyid[model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)]
 
 

@@ -62,6 +62,7 @@ def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
         num_obs=task.num_obs,
         num_states=task.num_states,
         num_actions=task.num_actions,
+        control_rate_hz=config.env.control_rate_hz,
         ppo=config.ppo,
         algo=config.algo,
     )

@@ -28,7 +28,7 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def fake_envs(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(task: str, num_envs: int, seed: int, obs: str, image_size: int, **_: Any) -> Any:
-        assert task == "FrankaPick"
+        assert task == "franka_pick"
         return doubles.FakeTask(num_envs, obs, seed, image_size, max_episode_length=12)
 
     monkeypatch.setattr(envs, "make", make)

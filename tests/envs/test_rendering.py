@@ -1,5 +1,6 @@
 """Images: what the cameras see, one frame per world, clear errors."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -55,6 +56,42 @@ class TestImages:
     def test_unknown_camera(self, task):
         with pytest.raises(ValueError, match=r"unknown camera 'overhead'.*wrist"):
             task.render_film([0], "overhead")
+
+
+def _use_after_fork(task, answers) -> None:
+    for use in (lambda: task.step(task.zero_actions()), lambda: task.render_film([0])):
+        try:
+            use()
+            answers.put("went on")
+        except RuntimeError as error:
+            answers.put(str(error))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's habit")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_instead_of_hanging(needs_gl):
+    task = envs.make("FrankaPick", 2)
+    task.reset()
+    task.render_film([0])
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    child = fork.Process(target=_use_after_fork, args=(task, answers))
+    child.start()
+    child.join(timeout=30)
+    assert child.exitcode == 0
+    assert all("get_context('spawn')" in answers.get() for _ in range(2))
+    task.close()
+
+
+def test_closing_twice_is_harmless_and_frees_the_contexts(needs_gl):
+    task = envs.make("FrankaPick", 2)
+    task.reset()
+    task.render_film([0, 1])
+    pool = task.engine._renderer
+    assert len(pool._lanes) == 2
+    task.close()
+    task.close()
+    assert pool._lanes == []
 
 
 def test_without_gl_the_error_says_what_to_install():
