@@ -1,5 +1,6 @@
 """Batched MuJoCo tasks with the IsaacGymEnvs surface. `import envs` is light; `make` is not."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,10 @@ def make(
         sim_device: "cpu" (MuJoCo's C engine) or "cuda:0" (MuJoCo Warp; images on the GPU too).
         rl_device: where observations and rewards are handed out; `sim_device` by default.
         seed: seeds the reset distribution.
-        graphics_device_id, headless, multi_gpu, virtual_screen_capture, force_render: taken for
-            IsaacGymEnvs' sake. Cameras draw off-screen on `sim_device`, so the first, third, fourth
-            and fifth change nothing; for a window use Gymnasium's `render_mode="human"`.
+        headless: False opens a window on world 0.
+        multi_gpu: simulate and hand out on "cuda:<LOCAL_RANK>" (torchrun sets it).
+        graphics_device_id, virtual_screen_capture, force_render: taken for IsaacGymEnvs' sake and
+            not used: cameras draw off-screen on `sim_device`, whenever they are asked.
         cfg: configuration in IsaacGymEnvs' layout (`envs.isaacgym`); arguments win over it.
         options: see `envs.options.TaskOptions`.
 
@@ -47,9 +49,11 @@ def make(
     """
     from envs import isaacgym
 
+    if multi_gpu:
+        sim_device = rl_device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    built = isaacgym.make(task, num_envs, sim_device, rl_device or sim_device, seed, cfg, options)
     if not headless:
-        raise ValueError(
-            "headless=False: batched tasks have no window. Watch one world with "
-            'gymnasium.make("toto_robot/FrankaPick-v0", render_mode="human").'
-        )
-    return isaacgym.make(task, num_envs, sim_device, rl_device or sim_device, seed, cfg, options)
+        from envs.viewer import Viewer
+
+        built.viewer = Viewer(built.engine)
+    return built

@@ -53,13 +53,9 @@ class SingleTaskEnv(gymnasium.Env):
         if render_mode not in modes:
             raise ValueError(f"render_mode must be one of {modes}, got {render_mode!r}")
         self.render_mode = render_mode
-        self._vec = envs.make(task, num_envs=1, threads=1, **options)
+        headless = render_mode != "human"
+        self._vec = envs.make(task, num_envs=1, threads=1, headless=headless, **options)
         self.metadata = self.metadata | {"render_fps": self._vec.options.control_rate_hz}
-        self._viewer = None
-        if render_mode == "human":
-            from envs.viewer import Viewer
-
-            self._viewer = Viewer(self._vec.engine)
         self.observation_space = _space(self._vec)
         self.action_space = self._vec.action_space
 
@@ -67,9 +63,7 @@ class SingleTaskEnv(gymnasium.Env):
         super().reset(seed=seed)
         # Each reset is one more draw of Gymnasium's generator, so `seed` fixes the whole sequence.
         self._vec.reseed(int(self.np_random.integers(2**31)))
-        first = _pick(_observation(self._vec, self._vec.reset()), 0)
-        self._show()
-        return first, {"is_success": False}
+        return _pick(_observation(self._vec, self._vec.reset()), 0), {"is_success": False}
 
     def step(self, action: np.ndarray):
         obs, reward, reset, extras = self._vec.step(torch.as_tensor(action)[None])
@@ -77,19 +71,12 @@ class SingleTaskEnv(gymnasium.Env):
         last = extras["terminal_obs"] if ended else obs
         info = {"is_success": bool(extras["successes"][0])}
         observation = _pick(_observation(self._vec, last), 0)
-        self._show()
         return observation, float(reward[0]), ended and not timed_out, timed_out, info
-
-    def _show(self) -> None:
-        if self._viewer is not None:
-            self._viewer.show(self._vec.dt)
 
     def render(self) -> np.ndarray | None:
         return self._vec.render() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        if self._viewer is not None:
-            self._viewer.close()
         self._vec.close()
 
 

@@ -72,6 +72,7 @@ class VecTask:
         self._sites = [engine.model.site(name).id for name in task.sites]
         self._pixmc = task.fidelity == "pixmc"
         self._randomiser = randomiser
+        self.viewer: Any = None  # an `envs.viewer.Viewer`, for headless=False
         self._make_spaces()
         self._allocate_buffers()
 
@@ -192,6 +193,8 @@ class VecTask:
         else:
             self.obs_dict = self._reset_and_observe(ended, state)
         self.extras["terminal_obs"] = self._handed_out(self.extras["terminal_obs"])
+        if self.viewer is not None:
+            self.viewer.show(self.dt)
         given = (self.rew_buf, self.reset_buf)
         reward, reset = (buffer.to(self.rl_device, copy=True) for buffer in given)
         return self._handed_out(self.obs_dict), reward, reset, self.extras
@@ -299,7 +302,7 @@ class VecTask:
         """World 0 from the third-person camera.
 
         Raises:
-            ValueError: another mode; the viewer is `gymnasium.make(..., render_mode="human")`.
+            ValueError: another mode; the window is `envs.make(..., headless=False)`.
         """
         if mode != "rgb_array":
             raise ValueError(f"mode must be 'rgb_array', got {mode!r}")
@@ -313,6 +316,9 @@ class VecTask:
         return self.engine.render(camera, height, width, ids).cpu()
 
     def close(self) -> None:
+        """Free threads, GL contexts and the window; may be called again."""
+        if self.viewer is not None:
+            self.viewer.close()
         self.engine.close()
 
 

@@ -50,11 +50,11 @@ class PolicySpec:
     feature_shape: list[int] | None = None  # pixels: [T, D] or [D]
     image_size: int | None = None  # pixels: frames are image_size x image_size
     camera: str | None = None
-    control_rate_hz: int = 60
     backbone: BackboneRecord | None = None
     ppo: PPOConfig = field(default_factory=PPOConfig)
     algo: str = "ppo"
     env_steps: int = 0
+    control_rate_hz: int = 60
     format: int = FORMAT
 
     def observation_space(self) -> spaces.Space:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,8 @@ def test_closing_twice_is_harmless_and_frees_the_contexts(needs_gl):
     task = envs.make("FrankaPick", 2)
     task.reset()
     task.render_film([0, 1])
-    pool = task.engine._renderer
+    engine: Any = task.engine
+    pool = engine._renderer
     assert len(pool._lanes) == 2
     task.close()
     task.close()

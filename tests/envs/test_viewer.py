@@ -27,7 +27,7 @@ def test_the_window_follows_the_simulation():
         "env.reset(seed=0); start = time.monotonic()\n"
         "for _ in range(30): env.step(np.full(9, 0.1, np.float32))\n"
         "seconds = time.monotonic() - start\n"
-        "viewer = env._viewer; assert viewer.is_open\n"
+        "viewer = env._vec.viewer; assert viewer.is_open\n"
         "same = np.allclose(viewer._data.qpos, env._vec.engine.read()['qpos'][0], atol=1e-5)\n"
         "env.close(); env.close()\n"
         "print('real time' if seconds > 0.45 else 'too fast', 'same' if same else 'other state')\n"
