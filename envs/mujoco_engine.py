@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from envs.physics import VISUAL_FIELDS
-from envs.rendering import Renderer, VisualFields, make_renderer
+from envs.physics import VISUAL_FIELDS, Renderer, VisualFields
+from envs.rendering import make_renderer
 
 _AT_NEW_STATE = int(mujoco.mjtStage.mjSTAGE_VEL)  # else derived fields lag one substep
 

@@ -1,4 +1,4 @@
-"""The one interface between tasks and a physics engine, over batched worlds."""
+"""The interfaces to a physics engine over batched worlds, and to what draws them."""
 
 from typing import Any, Protocol
 
@@ -69,6 +69,41 @@ class Physics(Protocol):
     def close(self) -> None:
         """Free threads and GL contexts; may be called again."""
         ...
+
+
+VisualFields = dict[str, np.ndarray]  # MjModel field -> per-world values [N, ...]
+
+
+class Renderer(Protocol):
+    """Draws world states of one model."""
+
+    def render(
+        self,
+        worlds: np.ndarray,
+        qpos: np.ndarray,
+        mocap_pos: np.ndarray,
+        camera: str,
+        height: int,
+        width: int,
+        fields: VisualFields,
+        segmentation: bool = False,
+    ) -> np.ndarray:
+        """Draw `worlds` at `qpos` [K, nq], `mocap_pos` [K, nmocap, 3]; `fields` are of all worlds.
+
+        Returns uint8 [K, H, W, 3], or with `segmentation` geom ids int32 [K, H, W], -1 for the sky.
+        Raises ValueError for an unknown camera.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_camera(model: Any, name: str) -> int:
+    """Id of a camera; ValueError with the scene's cameras if there is none of this name."""
+    cameras = [model.camera(i).name for i in range(model.ncam)]
+    if name not in cameras:
+        raise ValueError(f"unknown camera {name!r}; this scene has {cameras}")
+    return cameras.index(name)
 
 
 # Fields that only change how a world looks: no physics engine has to hear of them.

@@ -4,41 +4,14 @@ import copy
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import mujoco
 import numpy as np
 
 from envs import gl
-
-VisualFields = dict[str, np.ndarray]  # MjModel field -> per-world values [N, ...]
-
+from envs.physics import Renderer, VisualFields, check_camera
 
 RAY_CASTER_NAME = "MuJoCo Warp ray-caster (CPU)"
-
-
-class Renderer(Protocol):
-    """Draws world states of one model."""
-
-    def render(
-        self,
-        worlds: np.ndarray,
-        qpos: np.ndarray,
-        mocap_pos: np.ndarray,
-        camera: str,
-        height: int,
-        width: int,
-        fields: VisualFields,
-        segmentation: bool = False,
-    ) -> np.ndarray:
-        """Draw `worlds` at `qpos` [K, nq], `mocap_pos` [K, nmocap, 3]; `fields` are of all worlds.
-
-        Returns uint8 [K, H, W, 3], or with `segmentation` geom ids int32 [K, H, W], -1 for the sky.
-        Raises ValueError for an unknown camera.
-        """
-        ...
-
-    def close(self) -> None: ...
 
 
 def make_renderer(model: mujoco.MjModel, num_threads: int) -> Renderer:
@@ -50,7 +23,7 @@ def make_renderer(model: mujoco.MjModel, num_threads: int) -> Renderer:
     if gl.BACKEND is not None:
         return RenderPool(model, num_threads)
     try:
-        from envs.warp_engine import RayCaster
+        from envs.warp_rendering import RayCaster
     except ImportError as error:
         raise gl.RenderingUnavailableError(gl.INSTALL_HINT) from error
 
@@ -60,14 +33,6 @@ def make_renderer(model: mujoco.MjModel, num_threads: int) -> Renderer:
         stacklevel=2,
     )
     return RayCaster(model)
-
-
-def check_camera(model: mujoco.MjModel, name: str) -> int:
-    """Id of a camera; ValueError with the scene's cameras if there is none of this name."""
-    cameras = [model.camera(i).name for i in range(model.ncam)]
-    if name not in cameras:
-        raise ValueError(f"unknown camera {name!r}; this scene has {cameras}")
-    return cameras.index(name)
 
 
 class _Worker:
@@ -155,7 +120,7 @@ def renderer_name() -> str:
     ray-caster. Raises `gl.RenderingUnavailableError` where there is neither."""
     if gl.BACKEND is None:
         try:
-            import envs.warp_engine  # noqa: F401
+            import envs.warp_rendering  # noqa: F401
         except ImportError as error:
             raise gl.RenderingUnavailableError(gl.INSTALL_HINT) from error
         return RAY_CASTER_NAME

@@ -21,7 +21,7 @@ ARROWS = {
 # Dependency -> path prefixes where it may be imported.
 PINNED = {
     "mujoco": ("envs/",),
-    "mujoco_warp": ("envs/warp_engine.py",),
+    "mujoco_warp": ("envs/warp_rendering.py",),
     "stable_baselines3": ("policies/",),
     "hydra": ("toto_robot/",),
     "omegaconf": ("toto_robot/",),
