@@ -56,7 +56,7 @@ def from_config(cfg: Mapping[str, Any]) -> tuple[str | None, int | None, dict[st
 
 
 def _images(env: dict[str, Any]) -> dict[str, Any]:
-    """PixMC's `obs_type`, `im_size` and `cam`, IsaacGymEnvs' `enableCameraSensors`."""
+    """PixMC's `obs_type` and `im_size`, IsaacGymEnvs' `enableCameraSensors`."""
     found: dict[str, Any] = {}
     env.pop("enableCameraSensors", None)  # cameras are always there; obs_type asks for images
     if "obs_type" in env:
