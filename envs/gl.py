@@ -12,7 +12,7 @@ import warnings
 INSTALL_HINT = (
     "Off-screen rendering needs OpenGL. On Debian or Ubuntu run `sudo scripts/install_system.sh`\n"
     "(it installs libegl1 libopengl0 libgl1-mesa-dri, 215 MB), or `apt-get install libosmesa6`.\n"
-    "Without it, images need MuJoCo Warp's slower ray-caster: pip install 'toto-robot[warp]'.\n"
+    "Without it, images need MuJoCo Warp's slower ray-caster: pip install 'mujoco-warp==4.0.*'.\n"
     "Training from state needs no images: obs=state film_episodes=0."
 )
 

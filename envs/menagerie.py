@@ -47,7 +47,7 @@ def _load(name: str) -> mujoco.MjModel:
         import mujoco_menagerie
     except ImportError as error:
         raise MeshesUnavailableError(
-            'assets="menagerie" needs: pip install "toto-robot[menagerie]"'
+            'assets="menagerie" needs: pip install mujoco-menagerie'
         ) from error
     try:
         return mujoco_menagerie.get(name).spec().compile()

@@ -19,9 +19,7 @@ try:
     import mujoco_warp as mjw
     import warp as wp
 except ImportError as error:
-    raise ImportError(
-        'this needs MuJoCo Warp: pip install "toto-robot[warp]" (or mujoco-warp==4.0.*)'
-    ) from error
+    raise ImportError('this needs MuJoCo Warp: pip install "mujoco-warp==4.0.*"') from error
 
 from envs.physics import VisualFields, check_camera
 

@@ -243,15 +243,16 @@ def test_gymnasium_and_sb3_checkers(task, obs, needs_gl):
     env.close()
 
 
-def test_gymnasium_vector_env_reports_the_final_observation():
-    env = gymnasium.make_vec("toto_robot/FrankaPick-v0", num_envs=3)
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_gymnasium_vector_env_reports_the_final_observation(task):
+    env = gymnasium.make_vec(f"toto_robot/{task}-v0", num_envs=3)
     first, _ = env.reset(seed=7)
     again, _ = env.reset(seed=7)
     np.testing.assert_array_equal(first, again)
     assert isinstance(env, BatchedTaskEnv)
-    task = env._vec
-    task.progress_buf[0] = task.max_episode_length - 1
-    obs, _, terminated, truncated, info = env.step(np.zeros((3, 9), np.float32))
+    vec = env._vec
+    vec.progress_buf[0] = vec.max_episode_length - 1
+    obs, _, terminated, truncated, info = env.step(np.zeros((3, vec.num_actions), np.float32))
     assert truncated.tolist() == [True, False, False] and not terminated.any()
     assert info["_final_obs"].tolist() == [True, False, False]
     assert not np.array_equal(info["final_obs"][0], obs[0])
