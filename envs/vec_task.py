@@ -8,6 +8,8 @@ the vectors describe. `fidelity="pixmc"` keeps what PixMC does instead, one line
 - images: drawn before the physics step, so one control step old; 2x2 supersampled;
 - successes: counts the steps at the goal until the episode ends, then is 0 or 1;
 - Kuka's palm position: that of the last body of the world (see `envs.task.read_common`).
+
+Not kept: PhysX, and observations that its GPU pipeline leaves partly stale right after a reset.
 """
 
 from typing import Any
