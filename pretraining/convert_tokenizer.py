@@ -1,12 +1,14 @@
 """Released tokenizers into ours, once: a folder with tokenizer.safetensors and tokenizer.json.
 
     python -m pretraining.convert_tokenizer encoder=encoder.pkl decoder=decoder.pkl out=data/dalle
+    python -m pretraining.convert_tokenizer vqgan=last.ckpt size=f16-16384 out=data/vqgan
 
 `encoder.pkl` and `decoder.pkl` are OpenAI's release of DALL-E's dVAE (cdn.openai.com/dall-e): whole
 pickled modules. They are read by an unpickler that builds tensors and nothing else, so a file that
 would run code is refused. `encoder=` may also be the weights of the hub's encoder-only port
 (facebook/flava-image-codebook: model.safetensors or pytorch_model.bin); without `decoder=` the
-tokenizer can encode, not decode.
+tokenizer can encode, not decode. `vqgan=` is a checkpoint of taming-transformers; what it holds for
+its own training (discriminator, perceptual loss, optimiser) is left out.
 """
 
 import pickle
@@ -23,18 +25,28 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretraining.cli import parse
-from toto_robot.backbone.dvae import DVAE, DVAEConfig, dvae_size, save_tokenizer
+from toto_robot.backbone.dvae import DVAE, DVAEConfig, dvae_size
+from toto_robot.backbone.tokenizers import save_tokenizer
+from toto_robot.backbone.vqgan import VQGAN, VQGANConfig, our_names, vqgan_size
 from toto_robot.backbone.weights import sha256_of
+
+TOKENS_PER_SIDE = 16  # the paper's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """OpenAI's dVAE (or the hub's port of its encoder) as a tokenizer of ours."""
+    """OpenAI's dVAE (or the hub's port of its encoder), or a released VQGAN, as a tokenizer of ours."""
 
-    encoder: Path
     out: Path
+    encoder: Path | None = None
     decoder: Path | None = None
-    size: str = "dalle"
+    vqgan: Path | None = None
+    size: str = "dalle"  # or f16-1024, f16-16384
+    resolution: int | None = None  # px, of the frames to tokenize; 16 x 16 tokens by default
+
+    def __post_init__(self) -> None:
+        if (self.encoder is None) == (self.vqgan is None):
+            raise SystemExit("give encoder= (and decoder=), or vqgan=")
 
 
 class _Inert:
@@ -43,8 +55,8 @@ class _Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {})
 
 
 _TENSOR_BUILDERS = {
@@ -52,7 +64,8 @@ _TENSOR_BUILDERS = {
     ("collections", "OrderedDict"), ("torch", "device"), ("torch", "Size"),
     ("builtins", "set"), ("__builtin__", "set"),
 }  # fmt: skip
-_INERT_PACKAGES = ("torch.nn.modules.", "dall_e.")
+# Lightning's checkpoints hold its callbacks and NumPy numbers besides the weights.
+_INERT_PACKAGES = ("torch.nn.modules.", "dall_e.", "pytorch_lightning.", "numpy.", "_codecs.")
 
 
 class _TensorsOnly(pickle.Unpickler):
@@ -167,28 +180,62 @@ def convert_half(module: torch.nn.Module, released: dict[str, Tensor], blocks, p
     module.load_state_dict({name: named[name] for name in own})
 
 
-def convert(config: Config, architecture: DVAEConfig) -> str:
-    """Write the tokenizer; returns the SHA-256 of its weights."""
+def convert_dvae(config: Config, architecture: DVAEConfig) -> DVAE:
     model = DVAE(architecture)
+    assert config.encoder is not None
     convert_half(
         model.encoder, read_released(config.encoder), architecture.encoder_blocks, config.encoder
     )
     if config.decoder is not None:
         blocks = architecture.decoder_blocks[::-1]
         convert_half(model.decoder, read_released(config.decoder), blocks, config.decoder)
-    sources = {"encoder": config.encoder, "decoder": config.decoder}
+    return model
+
+
+def convert_vqgan(path: Path, architecture: VQGANConfig) -> VQGAN:
+    """Raises ValueError that names what is missing or of another shape."""
+    model, named = VQGAN(architecture), {}
+    for released, tensor in read_released(path).items():
+        named |= dict.fromkeys(our_names(released), tensor.float())
+    own = model.state_dict()
+    missing = sorted(own.keys() - named.keys())
+    unknown = sorted(named.keys() - own.keys())
+    wrong = [
+        f"{name}: {tuple(named[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in named and named[name].shape != tensor.shape
+    ]
+    if missing or unknown or wrong:
+        raise ValueError(
+            f"{path} does not hold this architecture: unknown {unknown[:3]}, missing {missing[:3]}, "
+            f"shapes {wrong[:3]}"
+        )
+    model.load_state_dict(named)
+    return model
+
+
+def convert(config: Config, architecture: DVAEConfig | VQGANConfig) -> str:
+    """Write the tokenizer; returns the SHA-256 of its weights."""
+    if isinstance(architecture, VQGANConfig):
+        assert config.vqgan is not None
+        model: DVAE | VQGAN = convert_vqgan(config.vqgan, architecture)
+    else:
+        model = convert_dvae(config, architecture)
+    sources = {"encoder": config.encoder, "decoder": config.decoder, "vqgan": config.vqgan}
     return save_tokenizer(
         model.eval(),
         config.out,
+        resolution=config.resolution or TOKENS_PER_SIDE * architecture.stride,
         released={name: sha256_of(path) for name, path in sources.items() if path is not None},
-        can_decode=config.decoder is not None,
+        can_decode=config.decoder is not None or config.vqgan is not None,
     )
 
 
 def main() -> None:
     config = parse(Config, sys.argv[1:])
     try:
-        digest = convert(config, dvae_size(config.size))
+        size = vqgan_size if config.vqgan is not None else dvae_size
+        digest = convert(config, size(config.size))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{config.out / 'tokenizer.safetensors'} sha256 {digest[:12]}")

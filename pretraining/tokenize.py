@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pretraining.cli import parse
 from pretraining.shards import MANIFEST, Manifest, check_shard, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
-from toto_robot.backbone.dvae import Encoder, load_tokenizer
+from toto_robot.backbone.tokenizers import TokenEncoder, load_tokenizer
 from toto_robot.backbone.weights import write_json
 
 
@@ -39,7 +39,7 @@ class Config:
 
 
 @torch.inference_mode()
-def encode_video(encoder: Encoder, path: Path, resolution: int, batch_size: int) -> np.ndarray:
+def encode_video(encoder: TokenEncoder, path: Path, resolution: int, batch_size: int) -> np.ndarray:
     """uint16 codes [frames, tokens] of a whole video; CorruptVideoError if it does not decode."""
     frames = torch.from_numpy(np.stack(list(read_frames(path, resolution))))
     codes = [encoder.encode(batch).flatten(1) for batch in frames.split(batch_size)]

@@ -26,8 +26,8 @@ from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.sampling import SamplerState, draw
 from pretraining.shards import Clips, Manifest
 from toto_robot.backbone.decoder import Decoder, decoder_size, num_parameters, to_sequence
-from toto_robot.backbone.dvae import load_tokenizer
 from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import save_weights, tensors_sha256
 
 
@@ -114,6 +114,7 @@ def export(
         "kind": "toto",
         "model": config.model,
         "decoder": dataclasses.asdict(model.config),
+        "tokenizer_kind": about["kind"],
         "tokenizer": about["config"],
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "encoder_sha256": tensors_sha256(tokenizer.encoder.state_dict()),

@@ -23,8 +23,9 @@ from pretraining.colours import colour_weights, colour_whitening, pixel_weights
 from pretraining.pictures import plot_codebook, plot_reconstructions
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.video import find_videos, sample_frames, split_videos
-from toto_robot.backbone.dvae import DVAE, dvae_size, map_pixels, save_tokenizer, unmap_pixels
+from toto_robot.backbone.dvae import DVAE, dvae_size, map_pixels, unmap_pixels
 from toto_robot.backbone.precision import has_fast_bfloat16
+from toto_robot.backbone.tokenizers import save_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

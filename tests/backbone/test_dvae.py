@@ -11,11 +11,10 @@ from toto_robot.backbone.dvae import (
     Decoder,
     Encoder,
     dvae_size,
-    load_tokenizer,
     map_pixels,
-    save_tokenizer,
     unmap_pixels,
 )
+from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
 
 
 @pytest.fixture(scope="module")

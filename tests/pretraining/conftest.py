@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pretraining import tokenize
-from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, save_tokenizer
+from toto_robot.backbone.dvae import DVAE, DVAE_SIZES
+from toto_robot.backbone.tokenizers import save_tokenizer
 
 
 def write_film(path: Path, seed: int, frames: int, width: int = 32, height: int = 32) -> None:

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pretraining import convert_tokenizer
 from pretraining.convert_tokenizer import Config, convert, read_released
-from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, load_tokenizer, map_pixels
+from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, map_pixels
+from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
 
 WIDTHS = (8, 16, 32, 64)
 SMALL = replace(
@@ -199,3 +202,39 @@ def test_the_command(released, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convert_tokenizer", *words[1:], "encoder=nowhere.pkl"])
     with pytest.raises(SystemExit, match="nowhere.pkl does not exist"):
         convert_tokenizer.main()
+
+
+def test_a_lightning_checkpoint_becomes_a_tokenizer(tmp_path, monkeypatch):
+    """In taming-transformers' layout: weights under `state_dict`, the training's own beside them."""
+    callbacks = ModuleType("pytorch_lightning.callbacks")
+    keeper = type("ModelCheckpoint", (), {"__module__": callbacks.__name__})
+    callbacks.ModelCheckpoint = keeper  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, callbacks.__name__, callbacks)
+    torch.manual_seed(0)
+    small = VQGANConfig(vocabulary=16, channels=32, multipliers=(1, 2), blocks=1,
+                        attention_levels=(1,), code_channels=8)  # fmt: skip
+    model = VQGAN(small).eval()
+    model.decoder.codebook.load_state_dict(model.encoder.codebook.state_dict())
+    state = {}
+    for name, tensor in model.state_dict().items():
+        half, _, rest = name.partition(".")
+        released = f"{half}.{rest.removeprefix('net.')}" if rest.startswith("net.") else rest
+        state["quantize.embedding.weight" if rest == "codebook.weight" else released] = tensor
+    state["loss.discriminator.main.0.weight"] = torch.zeros(3)
+    checkpoint = {
+        "epoch": 12, "global_step": np.int64(5), "state_dict": state,
+        "callbacks": {keeper: {"best_model_score": torch.tensor(0.5)}}, "optimizer_states": [],
+    }  # fmt: skip
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    for name in (callbacks.__name__, "pytorch_lightning"):  # whoever converts does not have it
+        monkeypatch.delitem(sys.modules, name)
+    convert(Config(vqgan=tmp_path / "last.ckpt", out=tmp_path / "out"), small)
+    loaded, about = load_tokenizer(tmp_path / "out")
+    assert about["resolution"] == 32 and about["can_decode"] is True  # 16 tokens of 2 px
+    frames = torch.randint(256, (1, 8, 8, 3)).to(torch.uint8)
+    codes = model.encoder.encode(frames)
+    assert torch.equal(loaded.encoder.encode(frames), codes)
+    assert torch.equal(loaded.decoder.decode(codes), model.decoder.decode(codes))
+    with pytest.raises(ValueError, match="missing|shapes"):
+        convert(Config(vqgan=tmp_path / "last.ckpt", out=tmp_path / "no"), replace(small, blocks=2))

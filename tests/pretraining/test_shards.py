@@ -12,7 +12,7 @@ from pretraining import tokenize
 from pretraining.shards import Clips, read_manifest
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from tests.pretraining.conftest import write_film
-from toto_robot.backbone.dvae import load_tokenizer
+from toto_robot.backbone.tokenizers import load_tokenizer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from pretraining import train, train_tokenizer
 from toto_robot.backbone import load_backbone
-from toto_robot.backbone.dvae import load_tokenizer
+from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import read_weights, sha256_of
 
 SMALL = {"frames": 2, "batch_size": 2, "warmup": 2, "eval_every": 3, "checkpoint_s": 0.0}

@@ -5,9 +5,7 @@ scaled down is where the compute goes: DALL-E's first group runs at full resolut
 of it, so `tiny` reaches a quarter of the resolution in a strided stem and works from there.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from toto_robot.backbone.weights import nearest, read_weights, save_weights
+from toto_robot.backbone.weights import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,31 +240,3 @@ class DVAE(nn.Module):
         gumbel = -(-(uniform.clamp_(1e-7, 1 - 1e-7).log_())).log_()
         relaxed = ((logits + gumbel) / temperature).softmax(dim=1)
         return self.decoder(relaxed.contiguous(memory_format=torch.channels_last)), logits
-
-
-def save_tokenizer(model: DVAE, folder: Path, **about: Any) -> str:
-    """Write tokenizer.safetensors and tokenizer.json; return the SHA-256 of the weights."""
-    config = model.config
-    return save_weights(
-        folder / "tokenizer.safetensors",
-        model.state_dict(),
-        {
-            "kind": "dvae",
-            "vocabulary": config.vocabulary,
-            "stride": config.stride,
-            "config": dataclasses.asdict(config),
-            **about,
-        },
-    )
-
-
-def load_tokenizer(folder: Path) -> tuple[DVAE, dict[str, Any]]:
-    """Read what `save_tokenizer` wrote. Errors as in `read_weights`."""
-    tensors, about = read_weights(folder / "tokenizer.safetensors")
-    if about.get("kind") != "dvae":
-        raise ValueError(
-            f"{folder} holds a tokenizer of kind {about.get('kind')!r}, expected 'dvae'"
-        )
-    model = DVAE(DVAEConfig.from_json(about["config"]))
-    model.load_state_dict(tensors)
-    return model.eval(), about

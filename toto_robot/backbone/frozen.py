@@ -13,8 +13,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone.decoder import Trunk, to_sequence
-from toto_robot.backbone.dvae import Encoder
 from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
 
 Readout = Literal["grid", "mean", "last", "tokens"]
@@ -70,7 +70,7 @@ class FrozenBackbone(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: TokenEncoder,
         trunk: Trunk,
         *,
         name: str,

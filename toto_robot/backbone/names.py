@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from toto_robot.backbone.decoder import SIZES, Decoder, DecoderConfig, Trunk
-from toto_robot.backbone.dvae import DVAE_SIZES, DVAEConfig, Encoder
+from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
 from toto_robot.backbone.frozen import FrozenBackbone
+from toto_robot.backbone.tokenizers import TokenEncoder, make_encoder
 from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
 
 BACKBONES = {  # name -> (row of SIZES, row of DVAE_SIZES when the weights are random)
@@ -93,7 +94,7 @@ def find_weights(name: str, weights: str | None) -> Path:
 
 def encoder_and_trunk(
     path: Path, size: str, layer: int | None
-) -> tuple[Encoder, Trunk, dict[str, Any], DecoderConfig]:
+) -> tuple[TokenEncoder, Trunk, dict[str, Any], DecoderConfig]:
     """Read a weights file; only the first `layer` blocks (all when None) are built."""
     tensors, about = read_weights(path)
     if about.get("kind") != "toto" or about.get("model") != size:
@@ -101,7 +102,8 @@ def encoder_and_trunk(
             f"{path} holds kind {about.get('kind')!r}, model {about.get('model')!r}; expected kind "
             f"'toto', model {size!r}: choose the backbone that fits the file"
         )
-    encoder = Encoder(DVAEConfig.from_json(about["tokenizer"]))
+    kind = about.get("tokenizer_kind", "dvae")  # files from before there were others do not say
+    encoder = make_encoder(kind, about["tokenizer"], str(path))
     full = DecoderConfig(**about["decoder"])
     trunk = Trunk(full if layer is None else replace(full, layers=check_layer(layer, full)))
     for module, prefix in ((encoder, "encoder."), (trunk, "decoder.")):
