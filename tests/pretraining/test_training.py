@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining import train, train_tokenizer
+from pretraining import tokenize, train, train_tokenizer
 from toto_robot.backbone import load_backbone
-from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
+from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
 from toto_robot.backbone.weights import read_weights, sha256_of
 
 SMALL = {"frames": 2, "batch_size": 2, "warmup": 2, "eval_every": 3, "checkpoint_s": 0.0}
@@ -164,3 +165,18 @@ def test_damaged_checkpoint(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="resume=never"):
         train.main(config(shards, tmp_path))
+
+
+def test_a_vqgan_goes_the_whole_way_from_films_to_features(films: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = VQGANConfig(vocabulary=32, channels=32, multipliers=(1, 1, 2), blocks=1,
+                        attention_levels=(), code_channels=8)  # fmt: skip
+    vqgan = VQGAN(small).eval()
+    save_tokenizer(vqgan, tmp_path / "tokenizer", resolution=32)
+    shards = tmp_path / "shards"
+    tokenize.main(tokenize.Config(data=films, tokenizer=tmp_path / "tokenizer", out=shards))
+    train.main(config(shards, tmp_path / "run", steps=2))
+    backbone = load_backbone("toto-tiny", weights=str(tmp_path / "run"), grid=4)
+    frames = torch.randint(256, (2, 32, 32, 3)).to(torch.uint8)
+    assert backbone(frames).shape == (2, 16, 128) and backbone.tokens_per_side == 8
+    assert torch.equal(backbone.tokenize(frames), vqgan.encoder.encode(frames))
