@@ -1,0 +1,165 @@
+"""Mamba decoder over visual tokens, to compare with (paper, Table 6).
+
+Selective state spaces (Gu and Dao 2023, arXiv 2312.00752), in plain PyTorch: the recurrence
+h_t = a_t h_{t-1} + b_t is scanned by doubling inside chunks and step by step between them. Hidden
+states as in `decoder.Trunk`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from toto_robot.backbone.decoder import NUM_SPECIALS
+from toto_robot.backbone.weights import nearest
+
+CHUNK = 64  # tokens scanned at once; memory grows with it, speed too
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    dim: int
+    layers: int
+    state: int = 16
+    expand: int = 2
+    kernel: int = 4
+    vocabulary: int = 8192  # visual codes, without the four special ids
+    norm_eps: float = 1e-5
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: special ids and visual codes."""
+        return self.vocabulary + NUM_SPECIALS
+
+    @property
+    def inner(self) -> int:
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        """Width from which the step sizes are projected."""
+        return math.ceil(self.dim / 16)
+
+
+# The paper gives 290 M and no shape: 42 blocks of width 1024 come nearest.
+MAMBA_SIZES = {
+    "mamba-tiny": MambaConfig(dim=128, layers=4, vocabulary=512),
+    "mamba-290m": MambaConfig(dim=1024, layers=42),
+}
+
+
+def mamba_size(name: str) -> MambaConfig:
+    """A row of `MAMBA_SIZES`; ValueError with the nearest name for any other."""
+    if name not in MAMBA_SIZES:
+        raise ValueError(
+            f"unknown size {name!r}, known: {', '.join(MAMBA_SIZES)}.{nearest(name, MAMBA_SIZES)}"
+        )
+    return MAMBA_SIZES[name]
+
+
+def scan(
+    decay: Float[Tensor, "B N ..."], drive: Float[Tensor, "B N ..."], first: Float[Tensor, "B ..."]
+) -> Float[Tensor, "B N ..."]:
+    """h_t = decay_t h_{t-1} + drive_t for all t, from h_{-1} = first.
+
+    Doubling (Hillis and Steele 1986): after k rounds an element holds the last 2^k steps.
+    """
+    drive = torch.cat([drive[:, :1] + decay[:, :1] * first[:, None], drive[:, 1:]], dim=1)
+    reach = 1
+    while reach < drive.shape[1]:
+        drive = torch.cat(
+            [drive[:, :reach], drive[:, reach:] + decay[:, reach:] * drive[:, :-reach]], dim=1
+        )
+        decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], dim=1)
+        reach *= 2
+    return drive
+
+
+class MambaBlock(nn.Module):
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config, inner = config, config.inner
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.in_proj = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.conv = nn.Conv1d(inner, inner, config.kernel, groups=inner, padding=config.kernel - 1)
+        self.x_proj = nn.Linear(inner, config.rank + 2 * config.state, bias=False)
+        self.dt_proj = nn.Linear(config.rank, inner)
+        rates = torch.arange(1, config.state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(rates.log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, config.dim, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        length = x_BND.shape[1]
+        x_BNE, gate_BNE = self.in_proj(self.norm(x_BND)).chunk(2, dim=-1)
+        x_BNE = F.silu(self.conv(x_BNE.transpose(1, 2))[..., :length].transpose(1, 2))
+        y_BNE = self._select(x_BNE) + self.D * x_BNE
+        return x_BND + self.out_proj(y_BNE * F.silu(gate_BNE))
+
+    def _select(self, x_BNE: Tensor) -> Tensor:
+        """The selective state space: step size, input and output depend on the token."""
+        c = self.config
+        dt, B_BNS, C_BNS = self.x_proj(x_BNE).split([c.rank, c.state, c.state], dim=-1)
+        dt_BNE = F.softplus(self.dt_proj(dt)).float()
+        A_ES = -self.A_log.float().exp()
+        h_BES = x_BNE.new_zeros(x_BNE.shape[0], c.inner, c.state, dtype=torch.float32)
+        outputs = []
+        for first in range(0, x_BNE.shape[1], CHUNK):
+            part = slice(first, first + CHUNK)
+            step_BNE1 = dt_BNE[:, part, :, None]
+            drive = step_BNE1 * B_BNS[:, part, None] * x_BNE[:, part, :, None]
+            h_BNES = scan((step_BNE1 * A_ES).exp(), drive.float(), h_BES)
+            outputs.append(torch.einsum("bnes,bns->bne", h_BNES, C_BNS[:, part].float()))
+            h_BES = h_BNES[:, -1]
+        return torch.cat(outputs, dim=1).to(x_BNE.dtype)
+
+
+class Mamba(nn.Module):
+    """Next-token logits, and the states after every block for probes."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.rows, config.dim)
+        self.blocks = nn.ModuleList(MambaBlock(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = nn.Linear(config.dim, config.rows, bias=False)
+        self.head.weight = self.embedding.weight
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, MambaBlock)
+            _init_steps(block.dt_proj)
+            with torch.no_grad():  # what adds to the residual stream starts smaller
+                block.out_proj.weight /= config.layers**0.5
+
+    def hidden_states(
+        self, tokens: Int[Tensor, "B N"], depth: int | None = None
+    ) -> list[Float[Tensor, "B N D"]]:
+        """States after 0, 1, ..., L blocks (or `depth` of them), before the final norm."""
+        states = [self.embedding(tokens)]
+        for block in self.blocks[:depth]:
+            states.append(block(states[-1]))
+        return states
+
+    def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N V"]:
+        """Logits of each position's next token."""
+        return self.head(self.norm(self.hidden_states(tokens)[-1]))
+
+    def loss(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
+        """Mean next-token loss in nats: [start, t1..t_{n-1}] are read, [t1..t_n] predicted."""
+        logits = self(sequence[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), sequence[:, 1:].flatten())
+
+
+def _init_steps(projection: nn.Linear) -> None:
+    """Step sizes log-uniform from 0.001 to 0.1 at first (section 3.6 of the paper)."""
+    nn.init.uniform_(
+        projection.weight, -(projection.in_features**-0.5), projection.in_features**-0.5
+    )
+    low, high = math.log(1e-3), math.log(1e-1)
+    steps = torch.rand(projection.out_features).mul_(high - low).add_(low).exp()
+    with torch.no_grad():
+        projection.bias.copy_(steps + (-torch.expm1(-steps)).log())  # inverse of softplus
