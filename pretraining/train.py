@@ -25,7 +25,8 @@ from pretraining.pictures import plot_curve
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.sampling import SamplerState, draw
 from pretraining.shards import Clips, Manifest
-from toto_robot.backbone.decoder import Decoder, decoder_size, num_parameters, to_sequence
+from toto_robot.backbone.causal import CausalModel, to_sequence
+from toto_robot.backbone.models import family_of, make_model, model_config, num_parameters
 from toto_robot.backbone.precision import fast_matmul
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import save_weights, tensors_sha256
@@ -89,7 +90,7 @@ def next_batch(clips: Clips, state: SamplerState, batch_size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out_loss(model: Decoder, clips: Clips, batch_size: int, sequences: int = 32) -> float:
+def held_out_loss(model: CausalModel, clips: Clips, batch_size: int, sequences: int = 32) -> float:
     """Loss in nats per token on evenly spaced clips of held-out videos."""
     count = min(sequences, len(clips))
     indices = np.linspace(0, len(clips) - 1, count).astype(int)
@@ -102,7 +103,7 @@ def held_out_loss(model: Decoder, clips: Clips, batch_size: int, sequences: int 
 
 
 def export(
-    model: Decoder, manifest: Manifest, config: Config, out: Path, results: dict[str, Any]
+    model: CausalModel, manifest: Manifest, config: Config, out: Path, results: dict[str, Any]
 ) -> str:
     """Write backbone.safetensors (tokenizer encoder and decoder) and backbone.json."""
     tokenizer, about = load_tokenizer(config.data)
@@ -113,6 +114,7 @@ def export(
     content = {
         "kind": "toto",
         "model": config.model,
+        "family": family_of(model.config),
         "decoder": dataclasses.asdict(model.config),
         "tokenizer_kind": about["kind"],
         "tokenizer": about["config"],
@@ -148,7 +150,7 @@ def open_clips(config: Config) -> tuple[Clips, Clips]:
 
 
 def write_results(
-    model: Decoder, clips: Clips, config: Config, settings: dict[str, str], tokens_seen: int
+    model: CausalModel, clips: Clips, config: Config, settings: dict[str, str], tokens_seen: int
 ) -> None:
     """backbone.safetensors, backbone.json and loss.png."""
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
@@ -178,10 +180,10 @@ def main(config: Config) -> None:
     tokens_per_step = config.batch_size * config.frames * manifest.tokens_per_frame
 
     # Model and optimiser, new or from where an earlier run stopped.
-    size = decoder_size(config.model)
+    size = model_config(config.model)
     size = replace(size, vocabulary=manifest.vocabulary, rope_base=config.rope_base)
     torch.manual_seed(config.seed)
-    model = Decoder(size).train()
+    model = make_model(size).train()
     optimizer = make_optimizer(model, config.weight_decay)
     settings = settings_of(config, free={"data", "out", "threads", "checkpoint_s", "resume"})
     settings["manifest_sha256"] = clips.manifest_sha256

@@ -5,16 +5,9 @@ import math
 import pytest
 import torch
 
-from toto_robot.backbone.decoder import (
-    NUM_SPECIALS,
-    SIZES,
-    VIDEO_START,
-    Decoder,
-    DecoderConfig,
-    decoder_size,
-    num_parameters,
-    to_sequence,
-)
+from toto_robot.backbone.causal import NUM_SPECIALS, VIDEO_START, to_sequence
+from toto_robot.backbone.decoder import SIZES, Decoder, DecoderConfig
+from toto_robot.backbone.models import model_config, num_parameters
 
 SMALL = DecoderConfig(dim=32, heads=4, layers=3, mlp=48, vocabulary=60)
 
@@ -108,7 +101,7 @@ def test_untied_head_counts_twice() -> None:
 
 def test_unknown_size_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="Did you mean 'large'"):
-        decoder_size("lagre")
+        model_config("lagre")
 
 
 @torch.no_grad()

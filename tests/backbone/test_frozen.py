@@ -19,6 +19,7 @@ from toto_robot.backbone import (
 )
 from toto_robot.backbone.decoder import Decoder
 from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
+from toto_robot.backbone.models import MODELS
 from toto_robot.backbone.weights import save_weights, sha256_of, tensors_sha256
 
 
@@ -59,7 +60,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_names_have_rows() -> None:
     for size, tokenizer in BACKBONES.values():
-        assert size in SIZES and tokenizer in DVAE_SIZES
+        assert size in MODELS and tokenizer in DVAE_SIZES
 
 
 def test_grid_is_the_mean_of_tokens(backbone: FrozenBackbone) -> None:

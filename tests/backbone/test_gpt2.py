@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from toto_robot.backbone.gpt2 import GPT2, GPT2_SIZES, GPT2Config, gpt2_size
+from toto_robot.backbone.gpt2 import GPT2, GPT2_SIZES, GPT2Config
+from toto_robot.backbone.models import model_config
 
 SMALL = GPT2Config(dim=32, heads=4, layers=3, context=24, vocabulary=20)
 
@@ -80,7 +81,7 @@ def test_it_is_causal_and_learns():
 def test_errors():
     with pytest.raises(ValueError, match="25 tokens; this model has 24 positions"):
         GPT2(SMALL)(torch.zeros(1, 25, dtype=torch.long))
-    with pytest.raises(ValueError, match="unknown size 'gpt2-280'.*'gpt2-280m'"):
-        gpt2_size("gpt2-280")
+    with pytest.raises(ValueError, match="unknown model 'gpt2-280'.*'gpt2-280m'"):
+        model_config("gpt2-280")
     with pytest.raises(ValueError, match="dim 30 does not divide into 4 heads"):
         GPT2Config(dim=30, heads=4, layers=1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from toto_robot.backbone import mamba
-from toto_robot.backbone.mamba import MAMBA_SIZES, Mamba, MambaConfig, mamba_size, scan
+from toto_robot.backbone.mamba import MAMBA_SIZES, Mamba, MambaConfig, scan
+from toto_robot.backbone.models import model_config
 
 SMALL = MambaConfig(dim=32, layers=3, state=4, vocabulary=20)
 
@@ -93,5 +94,5 @@ def test_it_learns():
 
 
 def test_unknown_size():
-    with pytest.raises(ValueError, match="unknown size 'mamba-290'.*'mamba-290m'"):
-        mamba_size("mamba-290")
+    with pytest.raises(ValueError, match="unknown model 'mamba-290'.*'mamba-290m'"):
+        model_config("mamba-290")

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 import envs
 from envs.scripted import ScriptedMotions
 from toto_robot import load_backbone
-from toto_robot.backbone.decoder import SIZES, Decoder, to_sequence
+from toto_robot.backbone.causal import to_sequence
+from toto_robot.backbone.decoder import SIZES, Decoder
 from toto_robot.backbone.names import PACKAGED
 
 

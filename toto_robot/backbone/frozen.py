@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from toto_robot.backbone.decoder import Trunk, to_sequence
+from toto_robot.backbone.causal import CausalModel, to_sequence
 from toto_robot.backbone.precision import fast_matmul
 from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
@@ -71,7 +71,7 @@ class FrozenBackbone(nn.Module):
     def __init__(
         self,
         encoder: TokenEncoder,
-        trunk: Trunk,
+        trunk: CausalModel,
         *,
         name: str,
         layer: int,

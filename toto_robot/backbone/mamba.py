@@ -1,8 +1,7 @@
 """Mamba decoder over visual tokens, to compare with (paper, Table 6).
 
 Selective state spaces (Gu and Dao 2023, arXiv 2312.00752), in plain PyTorch: the recurrence
-h_t = a_t h_{t-1} + b_t is scanned by doubling inside chunks and step by step between them. Hidden
-states as in `decoder.Trunk`.
+h_t = a_t h_{t-1} + b_t is scanned by doubling inside chunks and step by step between them.
 """
 
 import math
@@ -10,29 +9,19 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from toto_robot.backbone.decoder import NUM_SPECIALS
-from toto_robot.backbone.weights import nearest
+from toto_robot.backbone.causal import CausalConfig, CausalModel
 
 CHUNK = 64  # tokens scanned at once; memory grows with it, speed too
 
 
 @dataclass(frozen=True, kw_only=True)
-class MambaConfig:
-    dim: int
-    layers: int
+class MambaConfig(CausalConfig):
     state: int = 16
     expand: int = 2
     kernel: int = 4
-    vocabulary: int = 8192  # visual codes, without the four special ids
-    norm_eps: float = 1e-5
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table: special ids and visual codes."""
-        return self.vocabulary + NUM_SPECIALS
 
     @property
     def inner(self) -> int:
@@ -49,15 +38,6 @@ MAMBA_SIZES = {
     "mamba-tiny": MambaConfig(dim=128, layers=4, vocabulary=512),
     "mamba-290m": MambaConfig(dim=1024, layers=42),
 }
-
-
-def mamba_size(name: str) -> MambaConfig:
-    """A row of `MAMBA_SIZES`; ValueError with the nearest name for any other."""
-    if name not in MAMBA_SIZES:
-        raise ValueError(
-            f"unknown size {name!r}, known: {', '.join(MAMBA_SIZES)}.{nearest(name, MAMBA_SIZES)}"
-        )
-    return MAMBA_SIZES[name]
 
 
 def scan(
@@ -117,41 +97,19 @@ class MambaBlock(nn.Module):
         return torch.cat(outputs, dim=1).to(x_BNE.dtype)
 
 
-class Mamba(nn.Module):
-    """Next-token logits, and the states after every block for probes."""
+class Mamba(CausalModel):
+    """The Mamba model; `Mamba(config, head=False)` is its trunk."""
 
-    def __init__(self, config: MambaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.rows, config.dim)
-        self.blocks = nn.ModuleList(MambaBlock(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.head = nn.Linear(config.dim, config.rows, bias=False)
-        self.head.weight = self.embedding.weight
+    def make_block(self) -> nn.Module:
+        return MambaBlock(self.config)
+
+    def initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
         for block in self.blocks:
             assert isinstance(block, MambaBlock)
             _init_steps(block.dt_proj)
             with torch.no_grad():  # what adds to the residual stream starts smaller
-                block.out_proj.weight /= config.layers**0.5
-
-    def hidden_states(
-        self, tokens: Int[Tensor, "B N"], depth: int | None = None
-    ) -> list[Float[Tensor, "B N D"]]:
-        """States after 0, 1, ..., L blocks (or `depth` of them), before the final norm."""
-        states = [self.embedding(tokens)]
-        for block in self.blocks[:depth]:
-            states.append(block(states[-1]))
-        return states
-
-    def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N V"]:
-        """Logits of each position's next token."""
-        return self.head(self.norm(self.hidden_states(tokens)[-1]))
-
-    def loss(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
-        """Mean next-token loss in nats: [start, t1..t_{n-1}] are read, [t1..t_n] predicted."""
-        logits = self(sequence[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), sequence[:, 1:].flatten())
+                block.out_proj.weight /= self.config.layers**0.5
 
 
 def _init_steps(projection: nn.Linear) -> None:

@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 
-from toto_robot.backbone.decoder import SIZES, Decoder, DecoderConfig, Trunk
+from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
 from toto_robot.backbone.frozen import FrozenBackbone
+from toto_robot.backbone.models import MODELS, config_from_json, make_model
 from toto_robot.backbone.tokenizers import TokenEncoder, make_encoder
 from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
 
-BACKBONES = {  # name -> (row of SIZES, row of DVAE_SIZES when the weights are random)
+BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are random)
     "toto-tiny": ("tiny", "tiny"),
     "toto-base": ("base", "dalle"),
     "toto-large": ("large", "dalle"),
     "toto-1b": ("1b", "dalle"),
+    "toto-gpt2-tiny": ("gpt2-tiny", "tiny"),  # the paper's Table 6
+    "toto-gpt2-280m": ("gpt2-280m", "dalle"),
+    "toto-mamba-tiny": ("mamba-tiny", "tiny"),
+    "toto-mamba-290m": ("mamba-290m", "dalle"),
 }
 PACKAGED = Path(__file__).parent / "pretrained"
 RANDOM_SEED = 0
@@ -94,7 +99,7 @@ def find_weights(name: str, weights: str | None) -> Path:
 
 def encoder_and_trunk(
     path: Path, size: str, layer: int | None
-) -> tuple[TokenEncoder, Trunk, dict[str, Any], DecoderConfig]:
+) -> tuple[TokenEncoder, CausalModel, dict[str, Any], CausalConfig]:
     """Read a weights file; only the first `layer` blocks (all when None) are built."""
     tensors, about = read_weights(path)
     if about.get("kind") != "toto" or about.get("model") != size:
@@ -104,8 +109,9 @@ def encoder_and_trunk(
         )
     kind = about.get("tokenizer_kind", "dvae")  # files from before there were others do not say
     encoder = make_encoder(kind, about["tokenizer"], str(path))
-    full = DecoderConfig(**about["decoder"])
-    trunk = Trunk(full if layer is None else replace(full, layers=check_layer(layer, full)))
+    full = config_from_json(about.get("family", "llama"), about["decoder"], str(path))
+    depth = full.layers if layer is None else check_layer(layer, full)
+    trunk = make_model(replace(full, layers=depth), head=False)
     for module, prefix in ((encoder, "encoder."), (trunk, "decoder.")):
         part = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         wanted = module.state_dict().keys()
@@ -122,18 +128,18 @@ def encoder_and_trunk(
     return encoder, trunk, about, full
 
 
-def random_parts(name: str, layer: int | None) -> tuple[Encoder, Trunk, DecoderConfig]:
+def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, CausalConfig]:
     """Untrained encoder and trunk, the same on every machine."""
     size, tokenizer = BACKBONES[name]
     config = DVAE_SIZES[tokenizer]
-    full = replace(SIZES[size], vocabulary=config.vocabulary)
+    full = replace(MODELS[size], vocabulary=config.vocabulary)
     depth = full.layers if layer is None else check_layer(layer, full)
     torch.manual_seed(RANDOM_SEED)
-    encoder, decoder = Encoder(config), Decoder(full)
+    encoder, decoder = Encoder(config), make_model(full)
     return encoder, decoder.truncate(depth), full
 
 
-def check_layer(layer: int, config: DecoderConfig) -> int:
+def check_layer(layer: int, config: CausalConfig) -> int:
     if not 0 <= layer <= config.layers:
         raise ValueError(f"layer={layer}, the model has layers 0 (embeddings) to {config.layers}")
     return layer
@@ -169,7 +175,7 @@ def load_backbone(
         known = ", ".join(BACKBONES)
         raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, BACKBONES)}")
     size = BACKBONES[name][0]
-    layer = SIZES[size].layers // 2 if layer is None else layer
+    layer = MODELS[size].layers // 2 if layer is None else layer
     depth = None if all_layers else layer
     with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
         if weights == "random":

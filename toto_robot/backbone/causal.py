@@ -1,0 +1,123 @@
+"""What every causal model over visual tokens has in common: embedding, blocks, next-token head.
+
+A sequence is [start, frame 1 in raster order, frame 2, ...]; the model reads all but its last token
+and predicts all but its first. Token ids (the paper shows ids 1, 2, 3 and leaves the rest open): 0
+padding, 1 start of a video, 2 end, 3 start of an image sequence, and code + 4 for a visual code.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+PAD, VIDEO_START, END, IMAGE_START = range(4)
+NUM_SPECIALS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConfig:
+    """What the size tables of all families hold."""
+
+    dim: int
+    layers: int
+    vocabulary: int = 8192  # visual codes, without the four special ids
+    tied: bool = True  # output projection = embedding; counted once, the paper's sizes come out
+    norm_eps: float = 1e-5
+    output_scale: float = 1.0  # of the logits; muP's 1 / width multiplier
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: special ids and visual codes."""
+        return self.vocabulary + NUM_SPECIALS
+
+
+class CausalModel(nn.Module):
+    """Embedding and blocks; with `head` also the final norm and the output projection.
+
+    Without the head it is what a frozen backbone runs. A family defines `make_block`, `make_norm`,
+    and, where a block needs more than the states, `begin`.
+    """
+
+    def __init__(self, config: Any, *, head: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.rows, config.dim)
+        self.make_positions()
+        self.blocks = nn.ModuleList(self.make_block() for _ in range(config.layers))
+        if head:
+            self.norm = self.make_norm()
+            self.head = nn.Linear(config.dim, config.rows, bias=False)
+            if config.tied:
+                self.head.weight = self.embedding.weight
+            self.initialise()
+
+    def make_positions(self) -> None:
+        """Learned positions, for families that have them."""
+
+    def make_block(self) -> nn.Module:
+        raise NotImplementedError
+
+    def make_norm(self) -> nn.Module:
+        return nn.RMSNorm(self.config.dim, eps=self.config.norm_eps)
+
+    def initialise(self) -> None:
+        """Initial weights; called with a head only, a trunk gets weights from elsewhere."""
+        raise NotImplementedError
+
+    def begin(self, tokens: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
+        """States before the first block, and what each block is given besides the states."""
+        return self.embedding(tokens), ()
+
+    def hidden_states(
+        self, tokens: Int[Tensor, "B N"], depth: int | None = None
+    ) -> list[Float[Tensor, "B N D"]]:
+        """States after 0, 1, ..., L blocks (or `depth` of them); the first are the embeddings.
+
+        It is the residual stream itself: the final norm is not applied to the last one.
+        """
+        x_BND, more = self.begin(tokens)
+        states = [x_BND]
+        for block in self.blocks[:depth]:
+            states.append(block(states[-1], *more))
+        return states
+
+    def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N V"]:
+        """Logits of each position's next token."""
+        x_BND, more = self.begin(tokens)
+        for block in self.blocks:
+            x_BND = block(x_BND, *more)
+        return self.head(self.norm(x_BND)) * self.config.output_scale
+
+    def token_losses(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, "B N-1"]:
+        """Next-token loss in nats of each position: [start, t1..] are read, [t1..tn] predicted."""
+        logits = self(sequence[:, :-1])
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), sequence[:, 1:].flatten(), reduction="none"
+        )
+        return losses.view(len(sequence), -1)
+
+    def loss(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
+        """Mean next-token loss in nats."""
+        return self.token_losses(sequence).mean()
+
+    def truncate(self, blocks: int) -> Self:
+        """A model of the first `blocks` blocks without head, with copies of their weights."""
+        if not 0 <= blocks <= self.config.layers:
+            raise ValueError(f"layer {blocks} asked for, the model has 0 to {self.config.layers}")
+        trunk = type(self)(replace(self.config, layers=blocks), head=False)
+        wanted = trunk.state_dict().keys()
+        trunk.load_state_dict({name: t for name, t in self.state_dict().items() if name in wanted})
+        return trunk.to(self.embedding.weight.device)
+
+
+def to_sequence(codes: Int[Tensor, "B ..."], start: int | Tensor = VIDEO_START) -> Tensor:
+    """Codes in raster order (any shape after the batch) -> start token followed by code + 4.
+
+    `start` is one id for all, or int64 [B].
+    """
+    tokens = codes.flatten(1).long() + NUM_SPECIALS
+    starts = torch.as_tensor(start, device=tokens.device).expand(len(tokens))
+    return torch.cat([starts[:, None].long(), tokens], dim=1)

@@ -1,0 +1,53 @@
+"""The families of causal models behind one door: name -> configuration -> model."""
+
+from typing import Any
+
+import torch
+
+from toto_robot.backbone.causal import NUM_SPECIALS, CausalConfig, CausalModel
+from toto_robot.backbone.decoder import SIZES, Decoder, DecoderConfig
+from toto_robot.backbone.gpt2 import GPT2, GPT2_SIZES, GPT2Config
+from toto_robot.backbone.mamba import MAMBA_SIZES, Mamba, MambaConfig
+from toto_robot.backbone.weights import nearest
+
+MODELS: dict[str, CausalConfig] = {**SIZES, **GPT2_SIZES, **MAMBA_SIZES}
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "llama": (DecoderConfig, Decoder),
+    "gpt2": (GPT2Config, GPT2),
+    "mamba": (MambaConfig, Mamba),
+}
+
+
+def model_config(name: str) -> CausalConfig:
+    """A row of `MODELS`; ValueError with the nearest name for any other."""
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        raise ValueError(f"unknown model {name!r}, known: {known}.{nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def family_of(config: CausalConfig) -> str:
+    return next(name for name, (cls, _) in FAMILIES.items() if type(config) is cls)
+
+
+def make_model(config: CausalConfig, *, head: bool = True) -> CausalModel:
+    """A model of the configuration's family; without `head`, embedding and blocks alone."""
+    return FAMILIES[family_of(config)][1](config, head=head)
+
+
+def config_from_json(family: str, fields: dict[str, Any], where: str) -> CausalConfig:
+    """A configuration as `dataclasses.asdict` and JSON give it back."""
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{where} holds a model of family {family!r}, known: {', '.join(FAMILIES)}."
+            f"{nearest(family, FAMILIES)}"
+        )
+    return FAMILIES[family][0](**fields)
+
+
+def num_parameters(config: CausalConfig) -> int:
+    """Parameters as the paper counts them: tables of `vocabulary` rows, without the special ids."""
+    with torch.device("meta"):
+        total = sum(p.numel() for p in make_model(config).parameters())
+    tables = 1 if config.tied else 2
+    return total - tables * NUM_SPECIALS * config.dim
