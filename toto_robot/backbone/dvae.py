@@ -70,6 +70,18 @@ DVAE_SIZES = {
         logit_scale=6.0,  # halves the loss at step 100 of a short training
         output_channels=3,
     ),
+    "light": DVAEConfig(  # DALL-E's vocabulary at a cost that a CPU can pay
+        vocabulary=8192,
+        stem_kernel=8,
+        stem_stride=4,
+        encoder_widths=(64, 128),
+        encoder_blocks=(2, 4),
+        decoder_widths=(64, 128),
+        decoder_blocks=(2, 3),
+        residual_gain=0.4,
+        logit_scale=6.0,
+        output_channels=3,
+    ),
     "dalle": DVAEConfig(
         vocabulary=8192,
         stem_kernel=7,
