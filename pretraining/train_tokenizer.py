@@ -98,15 +98,18 @@ def loss_of(
     # Weighted like the pixels: else codes are spread over the noise of the commonest patches.
     patch_weight = F.avg_pool2d(pixel_weight, model.config.stride)
     patch_weight = patch_weight / patch_weight.sum()
-    log_posterior = logits.log_softmax(dim=1)
-    posterior = log_posterior.exp()
-    mean_posterior = (posterior * patch_weight).sum(dim=(0, 2, 3))
-    mean_entropy = -(mean_posterior * (mean_posterior + 1e-10).log()).sum()
-    negative_entropy = (posterior * log_posterior).sum(dim=1, keepdim=True)
-    information = mean_entropy + (negative_entropy * patch_weight).sum()
+    information, divergence = pixels.new_zeros(()), pixels.new_zeros(())
+    for part in logits.split(model.config.choices, dim=1):
+        log_posterior = part.log_softmax(dim=1)
+        posterior = log_posterior.exp()
+        mean_posterior = (posterior * patch_weight).sum(dim=(0, 2, 3))
+        mean_entropy = -(mean_posterior * (mean_posterior + 1e-10).log()).sum()
+        negative_entropy = (posterior * log_posterior).sum(dim=1, keepdim=True)
+        information = information + mean_entropy + (negative_entropy * patch_weight).sum()
+        divergence = divergence + (negative_entropy + math.log(part.shape[1])).mean()
     loss = reconstruction + config.usage * (1 - information / log_vocabulary)
     if config.kl > 0:
-        loss = loss + config.kl * (negative_entropy + log_vocabulary).mean()
+        loss = loss + config.kl * divergence
     terms = {"reconstruction": reconstruction.item(), "information": information.item()}
     return loss, terms
 
@@ -119,8 +122,8 @@ def evaluate(model: DVAE, frames: Tensor, weights: Tensor) -> dict[str, Any]:
     counts, square, weighted = torch.zeros(vocabulary), 0.0, 0.0
     for batch in frames.split(64):
         codes = model.encoder.encode(batch)
-        one_hot = F.one_hot(codes, vocabulary).permute(0, 3, 1, 2).float()
-        error = (unmap_float(model.decoder(one_hot)) - batch.permute(0, 3, 1, 2) / 255).square()
+        decoded = model.decoder(model.decoder.one_hot(codes))
+        error = (unmap_float(decoded) - batch.permute(0, 3, 1, 2) / 255).square()
         square += error.mean().item() * len(batch)
         weighted += (error * pixel_weights(batch, weights)).mean().item() * len(batch)
         counts += torch.bincount(codes.flatten(), minlength=vocabulary)

@@ -1,5 +1,6 @@
 """The dVAE: DALL-E's sizes, shapes, pixel mapping, files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def test_every_size_has_stride_eight(name: str) -> None:
     assert config.stride == 8
     with torch.device("meta"):
         logits = Encoder(config)(torch.zeros(1, 3, 128, 128))
-        pixels = Decoder(config)(torch.zeros(1, config.vocabulary, 16, 16))
-    assert logits.shape == (1, config.vocabulary, 16, 16)
+        pixels = Decoder(config)(torch.zeros(1, sum(config.choices), 16, 16))
+    assert logits.shape == (1, sum(config.choices), 16, 16)
     assert pixels.shape == (1, 3, 128, 128)
 
 
@@ -53,6 +54,24 @@ def test_codes_and_pictures(tiny: DVAE) -> None:
     assert 0 <= codes.min() and codes.max() < tiny.config.vocabulary
     picture = tiny.decoder.decode(codes)
     assert picture.shape == (2, 128, 128, 3) and picture.dtype == torch.uint8
+
+
+def test_a_code_of_factors_is_their_mixed_radix_number() -> None:
+    torch.manual_seed(0)
+    config = replace(DVAE_SIZES["tiny"], vocabulary=15, factors=(5, 3), encoder_widths=(8, 16),
+                     decoder_widths=(8, 16))  # fmt: skip
+    model = DVAE(config).eval()
+    with torch.no_grad():
+        first, second = model.encoder(map_pixels(frames(2, 32))).split((5, 3), dim=1)
+    codes = model.encoder.encode(frames(2, 32))
+    assert torch.equal(codes, 3 * first.argmax(1) + second.argmax(1)) and codes.max() < 15
+    hot = model.decoder.one_hot(codes)
+    assert torch.equal(hot[:, :5].argmax(1), codes // 3) and torch.equal(
+        hot[:, 5:].argmax(1), codes % 3
+    )
+    assert torch.equal(hot.sum(1), torch.full((2, 4, 4), 2.0))
+    with pytest.raises(ValueError, match="do not make 16 codes"):
+        replace(config, vocabulary=16)
 
 
 def test_each_frame_is_encoded_by_itself(tiny: DVAE) -> None:
