@@ -1,136 +1,136 @@
-"""Pre-train the decoder by next-token prediction on token shards (paper, sections 3 and 6).
+"""Pre-train a causal model by next-token prediction on token shards (paper, sections 3 and 6).
 
     python -m pretraining.train model=tiny data=data/shards out=data/toto-tiny steps=1000
+    torchrun --nproc-per-node 8 -m pretraining.train model=base data=... out=... steps=1_000_000
 
-Writes metrics.jsonl, checkpoint.pt (exact resume), and at the end backbone.safetensors and
-backbone.json (what `load_backbone` reads: tokenizer encoder + decoder), and loss.png.
+Writes metrics.jsonl, tensorboard/, checkpoints/ (exact resume, with any number of ranks), and at the
+end backbone.safetensors and backbone.json (what `load_backbone` reads), and loss.png.
 """
 
-import dataclasses
+import contextlib
 import json
-import math
+import shutil
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pretraining.checkpoints import Checkpoints
 from pretraining.cli import parse
+from pretraining.export import export, start_from
+from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
+from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
-from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
+from pretraining.progress import Interrupt, settings_of
 from pretraining.sampling import SamplerState, draw
 from pretraining.shards import Clips, Manifest
-from toto_robot.backbone.causal import CausalModel, to_sequence
-from toto_robot.backbone.models import family_of, make_model, model_config, num_parameters
-from toto_robot.backbone.precision import fast_matmul
+from pretraining.tracker import Tracker
+from toto_robot.backbone.causal import CausalConfig, CausalModel, to_sequence
+from toto_robot.backbone.models import make_model, model_config, num_parameters
+from toto_robot.backbone.precision import has_fast_bfloat16
 from toto_robot.backbone.tokenizers import load_tokenizer
-from toto_robot.backbone.weights import save_weights, tensors_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Pre-train the decoder on token shards. Options left at None follow the model's recipe."""
+    """Pre-train a causal model on token shards. Options left at None follow the model's recipe."""
 
-    model: Literal["tiny", "base", "large", "1b"]
+    model: str  # tiny, base, large, 1b, gpt2-280m, mamba-290m, ...
     data: Path  # a folder written by pretraining.tokenize
     out: Path
     steps: int
+    layers: int | None = None  # instead of the model's
     frames: int | None = None  # per sequence
     stride: int = 4  # between the frames of a sequence
-    batch_size: int | None = None  # sequences per step
+    batch_size: int | None = None  # sequences per step, all ranks together
+    micro_batch: int = 0  # sequences at a time on a rank; 0: all of its share
     lr: float | None = None
     warmup: int | None = None  # steps
     final_lr: float = 0.1  # of the peak
     weight_decay: float = 0.1
     grad_clip: float = 1.0
+    spike: float = 8.0  # standard deviations above the recent losses: not learnt from
+    spike_patience: int = 5  # such batches in a row: stop
     rope_base: float = 10_000.0
+    init_from: Path | None = None  # an exported backbone to start from
     seed: int = 0
+    device: str = "auto"
+    replicas: int = 0  # groups of ranks that each hold a whole model; 0: one per node
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "true", "false"] = "auto"  # auto: on CUDA
     threads: int = 0  # 0: torch's choice
     eval_every: int = 250
     checkpoint_s: float = 60.0
     resume: Literal["auto", "never"] = "auto"
+    wandb: str | None = None  # a Weights & Biases project
 
 
+FREE = {"data", "out", "threads", "checkpoint_s", "resume", "micro_batch", "device", "replicas",
+        "compile", "wandb"}  # may change between a run and its continuation  # fmt: skip
 PAPER = {"frames": 16, "batch_size": 256, "lr": 3e-4, "warmup": 2000}
-RECIPES: dict[str, dict[str, Any]] = {
-    "tiny": {"frames": 4, "batch_size": 8, "lr": 2e-3, "warmup": 60},
-    "base": PAPER,
-    "large": PAPER,
-    "1b": PAPER,
-}
-
-
-def lr_at(step: int, peak: float, warmup: int, steps: int, final: float) -> float:
-    """Linear warm-up, then cosine down to `final` of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    share = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW as in the paper; norms (the only vectors here) are not decayed."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
-
-
-def next_batch(clips: Clips, state: SamplerState, batch_size: int) -> Tensor:
-    """Sequences [B, 1 + T * tokens] of the clips that come next."""
-    return to_sequence(clips.batch(draw(state, batch_size, len(clips))))
-
-
-@torch.inference_mode()
-def held_out_loss(model: CausalModel, clips: Clips, batch_size: int, sequences: int = 32) -> float:
-    """Loss in nats per token on evenly spaced clips of held-out videos."""
-    count = min(sequences, len(clips))
-    indices = np.linspace(0, len(clips) - 1, count).astype(int)
-    total = 0.0
-    for first in range(0, count, batch_size):
-        chosen = indices[first : first + batch_size]
-        with fast_matmul("cpu"):
-            total += model.loss(to_sequence(clips.batch(chosen))).item() * len(chosen)
-    return total / count
-
-
-def export(
-    model: CausalModel, manifest: Manifest, config: Config, out: Path, results: dict[str, Any]
-) -> str:
-    """Write backbone.safetensors (tokenizer encoder and decoder) and backbone.json."""
-    tokenizer, about = load_tokenizer(config.data)
-    tensors = {f"encoder.{name}": t for name, t in tokenizer.encoder.state_dict().items()}
-    tensors |= {f"decoder.{name}": t for name, t in model.state_dict().items()}
-    if model.config.tied:
-        del tensors["decoder.head.weight"]
-    content = {
-        "kind": "toto",
-        "model": config.model,
-        "family": family_of(model.config),
-        "decoder": dataclasses.asdict(model.config),
-        "tokenizer_kind": about["kind"],
-        "tokenizer": about["config"],
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-        "encoder_sha256": tensors_sha256(tokenizer.encoder.state_dict()),
-        "resolution": manifest.resolution,
-        "parameters": num_parameters(model.config),
-        **results,
-    }
-    return save_weights(out / "backbone.safetensors", tensors, content)
+SMALL = {"frames": 4, "batch_size": 8, "lr": 2e-3, "warmup": 60}
 
 
 def with_recipe(config: Config) -> Config:
     """Options left at None, filled from the model's recipe."""
-    recipe = {k: v for k, v in RECIPES[config.model].items() if getattr(config, k) is None}
-    return replace(config, **recipe)
+    recipe = SMALL if config.model.endswith("tiny") else PAPER
+    return replace(config, **{k: v for k, v in recipe.items() if getattr(config, k) is None})
+
+
+def size_of(config: Config, vocabulary: int) -> CausalConfig:
+    """The model's row with this run's overrides."""
+    size = replace(model_config(config.model), vocabulary=vocabulary)
+    if config.layers is not None:
+        size = replace(size, layers=config.layers)
+    if hasattr(size, "rope_base"):
+        size = replace(size, rope_base=config.rope_base)  # pyright: ignore[reportCallIssue]
+    return size
+
+
+def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel, bool]:
+    """The model on its device(s), and whether it computes in bfloat16."""
+    torch.manual_seed(config.seed)
+    model = make_model(size_of(config, manifest.vocabulary)).train()
+    if config.init_from is not None:
+        start_from(model, config.init_from, manifest)
+    kind, wanted = world.device.type, config.precision
+    bfloat16 = has_fast_bfloat16(kind) if wanted == "auto" else wanted == "bfloat16"
+    compiled = kind == "cuda" if config.compile == "auto" else config.compile == "true"
+    distribute(model, world, bfloat16=bfloat16 and kind == "cuda", compile=compiled)
+    return model, bfloat16
+
+
+def make_tracker(
+    config: Config, size: CausalConfig, tokens_per_step: int, first_step: int, world: World
+) -> Tracker:
+    if world.is_main:
+        print(
+            f"{config.model}: {num_parameters(size) / 1e6:.1f}M parameters, {tokens_per_step} tokens "
+            f"per step, {world.size} process(es), from step {first_step}"
+        )
+    return Tracker(
+        config.out,
+        enabled=world.is_main,
+        first_step=first_step,
+        steps=config.steps,
+        tokens_per_step=tokens_per_step,
+        flops_per_token={},
+        peak_flops=None,
+        wandb=config.wandb,
+        description=config.model,
+    )
+
+
+def next_batch(clips: Clips, state: SamplerState, count: int) -> Tensor:
+    """Sequences [B, 1 + T * tokens] of the clips that come next."""
+    return to_sequence(clips.batch(draw(state, count, len(clips))))
 
 
 def open_clips(config: Config) -> tuple[Clips, Clips]:
@@ -149,19 +149,64 @@ def open_clips(config: Config) -> tuple[Clips, Clips]:
     return clips, test
 
 
+@contextlib.contextmanager
+def fast_math(world: World, bfloat16: bool) -> Iterator[None]:
+    """bfloat16 where asked for, and on Hopper cuDNN's attention before FlashAttention 2."""
+    with contextlib.ExitStack() as stack:
+        if world.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9:
+            order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+                     SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # fmt: skip
+            stack.enter_context(sdpa_kernel(order, set_priority=True))
+        stack.enter_context(torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16))
+        yield
+
+
+@torch.no_grad()
+def held_out_loss(model: CausalModel, clips: Clips, batch: int, world: World, count: int) -> float:
+    """Loss in nats per token on evenly spaced clips of held-out videos."""
+    count = max(1, min(count, len(clips)) // world.size) * world.size
+    chosen = np.linspace(0, len(clips) - 1, count).astype(int)[world.rank :: world.size]
+    total = torch.zeros((), device=world.device)
+    for first in range(0, len(chosen), batch):
+        sequence = to_sequence(clips.batch(chosen[first : first + batch])).to(world.device)
+        total += model.token_losses(sequence).mean(dim=1).sum()
+    return world.sum(total)[0] / count
+
+
+def accumulate(
+    model: CausalModel, clips: Clips, config: Config, step: int, world: World, bfloat16: bool
+) -> Tensor:
+    """Gradients of a step's mean loss; returns this rank's part of that loss.
+
+    Sample numbers follow from the step alone and ranks take consecutive shares, so that any number
+    of ranks and any micro-batch sees the same global batch.
+    """
+    assert config.batch_size
+    share = config.batch_size // world.size
+    first = step * config.batch_size + world.rank * share
+    micro = config.micro_batch or share
+    total = torch.zeros((), device=world.device)
+    for offset in range(0, share, micro):
+        count = min(micro, share - offset)
+        state = SamplerState(config.seed, first + offset, clips.manifest_sha256)
+        sequence = next_batch(clips, state, count).to(world.device, non_blocking=True)
+        sync_gradients(model, last=offset + count == share)
+        with fast_math(world, bfloat16):
+            loss = model.token_losses(sequence).mean() * (count / config.batch_size)
+        (loss * world.size).backward()  # FSDP averages over the ranks
+        total += loss.detach()
+    return total
+
+
 def write_results(
-    model: CausalModel, clips: Clips, config: Config, settings: dict[str, str], tokens_seen: int
+    state: dict[str, Tensor], size: CausalConfig, clips: Clips, config: Config, results: dict
 ) -> None:
     """backbone.safetensors, backbone.json and loss.png."""
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
-    results = {
-        "tokens_seen": tokens_seen,
-        "held_out_loss": held_out[-1][1],
-        "trained": settings,
-    }
-    digest = export(model, clips.manifest, config, config.out, results)
-    title = f"toto-{config.model}, {tokens_seen / 1e6:.1f}M tokens"
+    results = {**results, "held_out_loss": held_out[-1][1]}
+    digest = export(state, size, config.model, config.data, clips.manifest, config.out, results)
+    title = f"{config.model}, {results['tokens_seen'] / 1e6:.1f}M tokens"
     steps, losses = [x["step"] for x in lines], [x["loss"] for x in lines]
     plot_curve(steps, losses, held_out, config.out / "loss.png", title)
     path = config.out / "backbone.safetensors"
@@ -171,61 +216,73 @@ def write_results(
 def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    interrupt = Interrupt()
-    config = with_recipe(config)
+    with join_world(config.device, config.replicas) as world:
+        run(with_recipe(config), world)
+
+
+def run(config: Config, world: World) -> None:
+    """One rank's training."""
     assert config.frames and config.batch_size and config.lr and config.warmup is not None
-    config.out.mkdir(parents=True, exist_ok=True)
+    if config.batch_size % world.size:
+        raise SystemExit(
+            f"batch_size={config.batch_size} does not divide over {world.size} processes; use "
+            f"{config.batch_size // world.size * world.size or world.size}"
+        )
+    interrupt = Interrupt()
     clips, test = open_clips(config)
-    manifest = clips.manifest
-    tokens_per_step = config.batch_size * config.frames * manifest.tokens_per_frame
+    tokens_per_step = config.batch_size * config.frames * clips.manifest.tokens_per_frame
 
     # Model and optimiser, new or from where an earlier run stopped.
-    size = model_config(config.model)
-    size = replace(size, vocabulary=manifest.vocabulary, rope_base=config.rope_base)
-    torch.manual_seed(config.seed)
-    model = make_model(size).train()
-    optimizer = make_optimizer(model, config.weight_decay)
-    settings = settings_of(config, free={"data", "out", "threads", "checkpoint_s", "resume"})
-    settings["manifest_sha256"] = clips.manifest_sha256
-    checkpoint = Checkpoint(config.out / "checkpoint.pt", model, optimizer, settings)
-    first_step = checkpoint.load() if config.resume == "auto" else 0
-    log = MetricsLog(config.out / "metrics.jsonl", first_step)
-    print(
-        f"{config.model}: {num_parameters(size) / 1e6:.1f}M parameters, {len(clips)} clips of "
-        f"{config.frames} frames, {tokens_per_step} tokens per step, from step {first_step}"
-    )
+    model, bfloat16 = build(config, clips.manifest, world)
+    size = model.config
+    optimizer = make_optimizer(standard_groups(model, config.weight_decay))
+    settings = settings_of(config, FREE) | {"manifest_sha256": clips.manifest_sha256}
+    if config.resume == "never" and world.is_main:
+        shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+    checkpoints = Checkpoints(config.out / "checkpoints", model, optimizer, settings, world)
+    first_step, history = checkpoints.load()
+    guard = SpikeGuard(config.spike, config.spike_patience, history)
+    tracker = make_tracker(config, size, tokens_per_step, first_step, world)
 
     # Training. A step's samples follow from its number, so that is all there is to resume.
-    started = time.monotonic()
-    validation = float("nan")
-    bar = tqdm(total=config.steps, initial=first_step, unit="step", desc=config.model)
     for step in range(first_step, config.steps):
-        state = SamplerState(config.seed, step * config.batch_size, clips.manifest_sha256)
-        with fast_matmul("cpu"):
-            loss = model.loss(next_batch(clips, state, config.batch_size))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config.lr, config.warmup, config.steps, config.final_lr)
-        optimizer.step()
-
-        report: dict[str, Any] = {"step": step, "loss": loss.item(), "norm": norm.item()}
-        if step % config.eval_every == 0 or step == config.steps - 1:
-            validation = report["held_out_loss"] = held_out_loss(model, test, config.batch_size)
-        rate = (step + 1 - first_step) * tokens_per_step / (time.monotonic() - started)
-        log.write(**report, tokens_per_s=round(rate))
-        bar.update()
-        bar.set_postfix(
-            loss=f"{report['loss']:.3f}", held_out=f"{validation:.3f}", tokens_s=f"{rate:.0f}"
+        part = accumulate(model, clips, config, step, world, bfloat16)
+        norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)).item()
+        loss, stop, due = world.sum(
+            part, interrupt.requested, checkpoints.late(config.checkpoint_s)
         )
-        checkpoint.save_when_due(step + 1, config.checkpoint_s)
-        if interrupt.requested:
-            checkpoint.save(step + 1)
+        complaint = guard.complaint(loss, norm)
+        if complaint is None:
+            set_lr(optimizer, lr_at(step, config.lr, config.warmup, config.steps, config.final_lr))
+            optimizer.step()
+        else:
+            tracker.bad_batch(step, step * config.batch_size, config.batch_size, complaint)
+        optimizer.zero_grad(set_to_none=True)
+
+        report = {"loss": loss, "norm": norm}
+        if step % config.eval_every == 0 or step == config.steps - 1:
+            with fast_math(world, bfloat16):
+                report["held_out_loss"] = held_out_loss(model, test, micro_of(config), world, 32)
+        tracker.report(step, **report)
+        if stop:
+            checkpoints.save(step + 1, guard.history)
+            checkpoints.wait()
             raise SystemExit(f"\nstopped after step {step + 1}; the same command continues there")
-    bar.close()
-    checkpoint.save(config.steps)
-    write_results(model, clips, config, settings, config.steps * tokens_per_step)
+        elif due and step + 1 < config.steps:
+            checkpoints.save(step + 1, guard.history)
+    tracker.close()
+    checkpoints.save(config.steps, guard.history)
+    checkpoints.wait()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if world.is_main:
+        results = {"tokens_seen": config.steps * tokens_per_step, "trained": settings}
+        write_results(state, size, clips, config, results)  # pyright: ignore[reportArgumentType]
+    world.barrier()
+
+
+def micro_of(config: Config) -> int:
+    return config.micro_batch or config.batch_size or 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining import tokenize, train, train_tokenizer
+from pretraining import optimizer, tokenize, train, train_tokenizer
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
@@ -58,7 +58,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert list((tmp_path / "checkpoints").glob("step_*"))
     assert not (tmp_path / "backbone.safetensors").exists(), "the run ended before it was killed"
     train.main(config(shards, tmp_path))
     assert losses(tmp_path) == losses(uninterrupted) and len(losses(tmp_path)) == 6
@@ -117,7 +117,7 @@ def test_swapped_tokenizer(shards: Path, tmp_path: Path) -> None:
 
 
 def test_schedule() -> None:
-    at = [train.lr_at(s, 1.0, 10, 110, 0.1) for s in (0, 9, 10, 60, 110)]
+    at = [optimizer.lr_at(s, 1.0, 10, 110, 0.1) for s in (0, 9, 10, 60, 110)]
     assert at == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
 
 
@@ -162,9 +162,13 @@ def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None
 
 
 def test_damaged_checkpoint(shards: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    train.main(config(shards, tmp_path, steps=2))
+    newest = max((tmp_path / "checkpoints").iterdir())
+    for file in newest.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="resume=never"):
-        train.main(config(shards, tmp_path))
+        train.main(config(shards, tmp_path, steps=2))
+    train.main(config(shards, tmp_path, steps=2, resume="never"))
 
 
 def test_a_vqgan_goes_the_whole_way_from_films_to_features(films: Path, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""From a trained model to the files that `load_backbone` reads, and back into a new training."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pretraining.shards import Manifest
+from toto_robot.backbone.causal import CausalModel
+from toto_robot.backbone.models import family_of, num_parameters
+from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.backbone.weights import read_weights, save_weights, tensors_sha256
+
+
+def export(
+    state: dict[str, Tensor],
+    config: Any,
+    model: str,
+    data: Path,
+    manifest: Manifest,
+    out: Path,
+    results: dict[str, Any],
+) -> str:
+    """Write backbone.safetensors (tokenizer encoder and `state`) and backbone.json; the SHA-256."""
+    tokenizer, about = load_tokenizer(data)
+    tensors = {f"encoder.{name}": t for name, t in tokenizer.encoder.state_dict().items()}
+    tensors |= {f"decoder.{name}": t for name, t in state.items()}
+    if config.tied:
+        del tensors["decoder.head.weight"]
+    content = {
+        "kind": "toto",
+        "model": model,
+        "family": family_of(config),
+        "decoder": dataclasses.asdict(config),
+        "tokenizer_kind": about["kind"],
+        "tokenizer": about["config"],
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "encoder_sha256": tensors_sha256(tokenizer.encoder.state_dict()),
+        "resolution": manifest.resolution,
+        "parameters": num_parameters(config),
+        **results,
+    }
+    return save_weights(out / "backbone.safetensors", tensors, content)
+
+
+def start_from(model: CausalModel, path: Path, manifest: Manifest) -> None:
+    """Weights of an exported backbone as the start of another training (say, 16 x 16 -> 32 x 32).
+
+    Raises:
+        ValueError: its codes come from another tokenizer, or its shapes differ.
+    """
+    file = path / "backbone.safetensors" if path.is_dir() else path
+    tensors, about = read_weights(file)
+    if about["tokenizer_sha256"] != manifest.tokenizer_sha256:
+        raise ValueError(
+            f"{file} was trained on codes of tokenizer {about['tokenizer_sha256'][:12]}…, the shards "
+            f"hold codes of {manifest.tokenizer_sha256[:12]}…; tokenize the data with the former"
+        )
+    part = {k.removeprefix("decoder."): t for k, t in tensors.items() if k.startswith("decoder.")}
+    if model.config.tied:
+        part["head.weight"] = part["embedding.weight"]
+    try:
+        model.load_state_dict(part)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} ({about['model']}, {json.dumps(about['decoder'])}) does not fit "
+            f"{dataclasses.asdict(model.config)}: {str(error)[:300]}"
+        ) from error
