@@ -1,4 +1,4 @@
-"""Train the dVAE tokenizer on a folder of videos.
+"""Train a tokenizer, dVAE or VQGAN, on a folder of videos.
 
     python -m pretraining.train_tokenizer data=data/films out=data/tokenizer
 
@@ -8,41 +8,46 @@ tokenizer.json, reconstructions.png and codebook.png.
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from pretraining.cli import parse
 from pretraining.colours import colour_weights, colour_whitening, pixel_weights
+from pretraining.dvae_loss import DVAELossOptions, DVAETraining
+from pretraining.parallel import choose_device
 from pretraining.pictures import plot_codebook, plot_reconstructions
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.video import find_videos, sample_frames, split_videos
-from toto_robot.backbone.dvae import DVAE, dvae_size, map_pixels, unmap_pixels
+from pretraining.vqgan_loss import VQGANTraining
+from toto_robot.backbone.dvae import DVAE, DVAE_SIZES
 from toto_robot.backbone.precision import has_fast_bfloat16
-from toto_robot.backbone.tokenizers import save_tokenizer
+from toto_robot.backbone.tokenizers import Tokenizer, save_tokenizer
+from toto_robot.backbone.vqgan import VQGAN, VQGAN_SIZES
+from toto_robot.backbone.weights import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train the dVAE tokenizer on a folder of videos."""
+    """Train a tokenizer, dVAE or VQGAN, on a folder of videos."""
 
     data: Path
     out: Path
-    size: str = "tiny"
+    size: str = "tiny"  # dVAE: tiny, light, dalle; VQGAN: vqgan-tiny, f16-1024, f16-16384
     resolution: int = 128
     max_frames: int = 16_000
     held_out: float = 0.05  # share of videos
     steps: int = 4000
     batch_size: int = 32
-    lr: float = 2e-3
+    lr: float | None = None  # 2e-3, VQGAN 2e-4
     weight_decay: float = 1e-4
     warmup: int = 200
+    # dVAE
     loss: Literal["l1", "l2"] = "l2"
     temperature: float = 0.8  # at the start; annealed to final_temperature over anneal * steps
     final_temperature: float = 0.0625
@@ -51,7 +56,13 @@ class Config:
     kl: float = 0.0  # weight of KL(posterior || uniform) per token, in nats
     colour_temper: float = 0.8  # of the weights by rarity; 0: all pixels alike
     whitening: float = 0.5  # of the error's colour space; 0: RGB, 1: fully whitened
+    # VQGAN
+    critic_start: int = 0  # step from which a discriminator of patches takes part
+    critic_weight: float = 0.8  # 0: without one
+    revive_every: int = 100  # steps after which unused codes move to where data is; 0: never
+    perceptual: Path | None = None  # weights of VGG-16 and LPIPS as safetensors
     seed: int = 0
+    device: str = "auto"
     threads: int = 0  # 0: torch's choice
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     report_every: int = 100
@@ -59,75 +70,29 @@ class Config:
     resume: Literal["auto", "never"] = "auto"
 
 
-def temperature_at(step: int, config: Config) -> float:
-    """Exponential annealing, then constant."""
-    share = min(1.0, step / (config.anneal * config.steps))
-    return config.temperature * (config.final_temperature / config.temperature) ** share
-
-
 def lr_at(step: int, config: Config) -> float:
     """Linear warm-up, cosine to 2 %."""
+    assert config.lr is not None
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-def loss_of(
-    model: DVAE,
-    frames: UInt8[Tensor, "B R R 3"],
-    data: "Data",
-    step: int,
-    config: Config,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    """Weighted reconstruction, codebook usage and KL; returns the loss and its terms.
-
-    The usage term is the mutual information of patch and code, as a share of ln V: high when a
-    patch's code is certain and the codes are used evenly. (The entropy of the mean posterior alone
-    is as high when every patch's posterior is uniform, and that is what it then trains.)
-    """
-    pixels = map_pixels(frames)
-    output, logits = model(pixels, temperature_at(step, config), generator)
-    error = torch.einsum("ij,bjhw->bihw", data.whitening, output - pixels)
-    pixel_weight = pixel_weights(frames, data.weights)
-    distance = error.abs() if config.loss == "l1" else error.square()
-    reconstruction = (distance * pixel_weight).mean()
-
-    log_vocabulary = math.log(model.config.vocabulary)
-    # Weighted like the pixels: else codes are spread over the noise of the commonest patches.
-    patch_weight = F.avg_pool2d(pixel_weight, model.config.stride)
-    patch_weight = patch_weight / patch_weight.sum()
-    information, divergence = pixels.new_zeros(()), pixels.new_zeros(())
-    for part in logits.split(model.config.choices, dim=1):
-        log_posterior = part.log_softmax(dim=1)
-        posterior = log_posterior.exp()
-        mean_posterior = (posterior * patch_weight).sum(dim=(0, 2, 3))
-        mean_entropy = -(mean_posterior * (mean_posterior + 1e-10).log()).sum()
-        negative_entropy = (posterior * log_posterior).sum(dim=1, keepdim=True)
-        information = information + mean_entropy + (negative_entropy * patch_weight).sum()
-        divergence = divergence + (negative_entropy + math.log(part.shape[1])).mean()
-    loss = reconstruction + config.usage * (1 - information / log_vocabulary)
-    if config.kl > 0:
-        loss = loss + config.kl * divergence
-    terms = {"reconstruction": reconstruction.item(), "information": information.item()}
-    return loss, terms
-
-
 @torch.inference_mode()
-def evaluate(model: DVAE, frames: Tensor, weights: Tensor) -> dict[str, Any]:
+def evaluate(
+    model: Tokenizer, frames: Tensor, weights: Tensor, device: torch.device
+) -> dict[str, Any]:
     """With hard codes: PSNR in dB (also colour-weighted), codes used, perplexity, counts."""
-    model.eval()
     vocabulary = model.config.vocabulary
     counts, square, weighted = torch.zeros(vocabulary), 0.0, 0.0
     for batch in frames.split(64):
-        codes = model.encoder.encode(batch)
-        decoded = model.decoder(model.decoder.one_hot(codes))
-        error = (unmap_float(decoded) - batch.permute(0, 3, 1, 2) / 255).square()
+        codes = model.encoder.encode(batch.to(device))
+        decoded = model.decoder.decode(codes).cpu()
+        error = (decoded / 255 - batch / 255).square().permute(0, 3, 1, 2)
         square += error.mean().item() * len(batch)
         weighted += (error * pixel_weights(batch, weights)).mean().item() * len(batch)
-        counts += torch.bincount(codes.flatten(), minlength=vocabulary)
-    model.train()
+        counts += torch.bincount(codes.flatten().cpu(), minlength=vocabulary)
     share = counts / counts.sum()
     entropy = -(share * share.clamp_min(1e-12).log()).sum()
     return {
@@ -139,13 +104,9 @@ def evaluate(model: DVAE, frames: Tensor, weights: Tensor) -> dict[str, Any]:
     }
 
 
-def unmap_float(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    return unmap_pixels(pixels).permute(0, 3, 1, 2) / 255
-
-
-def use_bfloat16(precision: str) -> bool:
+def use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
-        return has_fast_bfloat16("cpu")
+        return has_fast_bfloat16(device.type)
     return precision == "bfloat16"
 
 
@@ -168,16 +129,44 @@ def read_data(config: Config) -> Data:
     return Data(frames, test, weights, colour_whitening(some, temper=config.whitening))
 
 
-def write_results(model: DVAE, data: Data, config: Config, settings: dict[str, str]) -> None:
+def make_training(config: Config, data: Data) -> DVAETraining | VQGANTraining:
+    """The model of this size with its loss."""
+    if config.size in VQGAN_SIZES:
+        return VQGANTraining(
+            VQGAN(VQGAN_SIZES[config.size]),
+            critic_start=config.critic_start,
+            critic_weight=config.critic_weight,
+            revive_every=config.revive_every,
+            perceptual=config.perceptual,
+        )
+    if config.size not in DVAE_SIZES:
+        valid = [*DVAE_SIZES, *VQGAN_SIZES]
+        raise SystemExit(
+            f"size={config.size}: expected one of {', '.join(valid)}.{nearest(config.size, valid)}"
+        )
+    options = DVAELossOptions(
+        loss=config.loss,
+        temperature=config.temperature,
+        final_temperature=config.final_temperature,
+        annealing_steps=config.anneal * config.steps,
+        usage=config.usage,
+        kl=config.kl,
+    )
+    return DVAETraining(DVAE(DVAE_SIZES[config.size]), options, data.weights, data.whitening)
+
+
+def write_results(
+    model: Tokenizer, data: Data, config: Config, settings: dict[str, str], device: torch.device
+) -> None:
     """tokenizer.safetensors and .json, reconstructions.png, codebook.png."""
-    report = evaluate(model, data.test, data.weights)
+    report = evaluate(model, data.test, data.weights, device)
     counts = report.pop("counts")
     about = {"resolution": config.resolution, "trained": settings, "held_out": report}
-    digest = save_tokenizer(model.eval(), config.out, **about)
+    digest = save_tokenizer(model, config.out, **about)
     count = min(12, len(data.test))
     picture = data.test[torch.linspace(0, len(data.test) - 1, count).long()]
     with torch.inference_mode():
-        decoded = model.decoder.decode(model.encoder.encode(picture))
+        decoded = model.decoder.decode(model.encoder.encode(picture.to(device))).cpu()
     plot_reconstructions(picture, decoded, config.out / "reconstructions.png")
     plot_codebook(counts, config.out / "codebook.png")
     print(f"{config.out / 'tokenizer.safetensors'} sha256 {digest[:12]}")
@@ -187,34 +176,40 @@ def write_results(model: DVAE, data: Data, config: Config, settings: dict[str, s
 def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.lr is None:
+        config = replace(config, lr=2e-4 if config.size in VQGAN_SIZES else 2e-3)
     interrupt = Interrupt()
     config.out.mkdir(parents=True, exist_ok=True)
-    data = read_data(config)
+    data, device = read_data(config), choose_device(config.device)
 
     # Model and optimiser, new or from where an earlier run stopped.
     torch.manual_seed(config.seed)
-    model = DVAE(dvae_size(config.size)).train()
+    training = make_training(config, data).to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        training.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
-    free = {"data", "out", "threads", "report_every", "checkpoint_s", "resume"}
+    free = {"data", "out", "device", "threads", "report_every", "checkpoint_s", "resume"}
     settings = {**settings_of(config, free), "frames": str(len(data.frames))}
-    checkpoint = Checkpoint(config.out / "checkpoint.pt", model, optimizer, settings)
+    checkpoint = Checkpoint(config.out / "checkpoint.pt", training, optimizer, settings)
     first_step = checkpoint.load() if config.resume == "auto" else 0
     log = MetricsLog(config.out / "metrics.jsonl", first_step)
-    print(f"dVAE {config.size}: {len(data.frames)} frames, from step {first_step}")
+    print(f"tokenizer {config.size}: {len(data.frames)} frames, from step {first_step}")
 
     # Training. All randomness of a step comes from (seed, step), so that is all there is to resume.
-    bfloat16 = use_bfloat16(config.precision)
-    bar = tqdm(total=config.steps, initial=first_step, unit="step", desc="dVAE", mininterval=1.0)
+    bfloat16 = use_bfloat16(config.precision, device)
+    bar = tqdm(
+        total=config.steps, initial=first_step, unit="step", desc=config.size, mininterval=1.0
+    )
     for step in range(first_step, config.steps):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         chosen = torch.randint(len(data.frames), (config.batch_size,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss, terms = loss_of(model, data.frames[chosen], data, step, config, generator)
+        if device.type != "cpu":
+            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss, terms = training.loss(data.frames[chosen].to(device), step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(training.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config)
         optimizer.step()
@@ -222,10 +217,9 @@ def main(config: Config) -> None:
 
         if step % config.report_every == 0 or step == config.steps - 1:
             few = data.test[:: max(1, len(data.test) // 128)]
-            report = evaluate(model, few, data.weights)
+            report = evaluate(training.model, few, data.weights, device)
             del report["counts"]
-            temperature = temperature_at(step, config)
-            log.write(step=step, loss=loss.item(), temperature=temperature, **terms, **report)
+            log.write(step=step, loss=loss.item(), **terms, **report)
             rate = (bar.format_dict["rate"] or 0) * config.batch_size
             bar.set_postfix(
                 loss=f"{loss.item():.4f}",
@@ -239,7 +233,7 @@ def main(config: Config) -> None:
             raise SystemExit(f"\nstopped after step {step + 1}; the same command continues there")
     bar.close()
     checkpoint.save(config.steps)
-    write_results(model, data, config, settings)
+    write_results(training.model, data, config, settings, device)
 
 
 if __name__ == "__main__":

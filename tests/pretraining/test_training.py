@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from pretraining import optimizer, tokenize, train, train_tokenizer
+from pretraining.dvae_loss import DVAETraining
+from pretraining.vqgan_loss import VQGANTraining
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
@@ -121,25 +123,29 @@ def test_schedule() -> None:
     assert at == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
 
 
-def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["tiny", "vqgan-tiny"])
+def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path, size: str) -> None:
     def run(out: Path, stop_after: int | None = None) -> list[float]:
         options = train_tokenizer.Config(
             data=films,
             out=out,
+            size=size,
             resolution=32,
             held_out=0.2,
             steps=4,
             batch_size=4,
             warmup=2,
+            critic_start=1,
+            revive_every=2,
             report_every=1,
             checkpoint_s=0.0 if stop_after else 1e9,
         )
         if stop_after is None:
             train_tokenizer.main(options)
             return losses(out)
+        training = VQGANTraining if size == "vqgan-tiny" else DVAETraining
         with pytest.MonkeyPatch.context() as patch:
-            original = train_tokenizer.loss_of
-            calls: list[int] = []
+            original, calls = training.loss, []
 
             def failing(*arguments):
                 calls.append(1)
@@ -147,7 +153,7 @@ def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None
                     raise KeyboardInterrupt
                 return original(*arguments)
 
-            patch.setattr(train_tokenizer, "loss_of", failing)
+            patch.setattr(training, "loss", failing)
             with pytest.raises(KeyboardInterrupt):
                 train_tokenizer.main(options)
         return losses(out)
@@ -159,6 +165,10 @@ def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path) -> None
         assert (tmp_path / "whole" / name).stat().st_size > 500
     first, second = (sha256_of(tmp_path / d / "tokenizer.safetensors") for d in ("whole", "parts"))
     assert first == second
+    model, about = load_tokenizer(tmp_path / "whole")
+    assert about["kind"] == ("vqgan" if size == "vqgan-tiny" else "dvae")
+    frames = torch.randint(256, (2, 32, 32, 3)).to(torch.uint8)
+    assert model.decoder.decode(model.encoder.encode(frames)).shape == frames.shape
 
 
 def test_damaged_checkpoint(shards: Path, tmp_path: Path) -> None:

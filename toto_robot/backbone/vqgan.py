@@ -41,6 +41,14 @@ class VQGANConfig:
 
 
 VQGAN_SIZES = {
+    "vqgan-tiny": VQGANConfig(
+        vocabulary=512,
+        channels=32,
+        multipliers=(1, 1, 2, 4),
+        blocks=1,
+        attention_levels=(),
+        code_channels=32,
+    ),
     "f16-1024": VQGANConfig(vocabulary=1024),
     "f16-16384": VQGANConfig(vocabulary=16384),
 }

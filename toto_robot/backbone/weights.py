@@ -56,7 +56,9 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary
+        # Copies: the file format refuses tensors that share memory, as a tied pair does.
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
+        temporary,
     )
     temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     replace_atomically(temporary, path)
