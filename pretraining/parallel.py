@@ -94,8 +94,7 @@ def distribute(model: CausalModel, world: World, *, bfloat16: bool, compile: boo
     """
     model.to(world.device)
     if compile:
-        for block in model.blocks:
-            block.compile(fullgraph=True)
+        model.compile_parts()
     if world.mesh is None:
         return
     types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bfloat16 else {}

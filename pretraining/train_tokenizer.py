@@ -186,7 +186,10 @@ def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     training = make_training(config, data).to(device)
     optimizer = torch.optim.AdamW(
-        training.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        training.parameters(),
+        lr=lr_at(0, config),
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
     )
     free = {"data", "out", "device", "threads", "report_every", "checkpoint_s", "resume"}
     settings = {**settings_of(config, free), "frames": str(len(data.frames))}

@@ -103,6 +103,11 @@ class CausalModel(nn.Module):
         """Mean next-token loss in nats."""
         return self.token_losses(sequence).mean()
 
+    def compile_parts(self) -> None:
+        """Compile each block in place: names in the state dict stay, FSDP may come afterwards."""
+        for block in self.blocks:
+            block.compile(fullgraph=True)
+
     def truncate(self, blocks: int) -> Self:
         """A model of the first `blocks` blocks without head, with copies of their weights."""
         if not 0 <= blocks <= self.config.layers:
