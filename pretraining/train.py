@@ -29,10 +29,10 @@ from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, sta
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
 from pretraining.progress import Interrupt, settings_of
-from pretraining.sampling import SamplerState, draw
+from pretraining.samples import Samples, ShardSamples
 from pretraining.shards import Clips, Manifest
 from pretraining.tracker import Tracker
-from toto_robot.backbone.causal import CausalConfig, CausalModel, to_sequence
+from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.models import make_model, model_config, num_parameters
 from toto_robot.backbone.precision import has_fast_bfloat16
 from toto_robot.backbone.tokenizers import load_tokenizer
@@ -128,13 +128,8 @@ def make_tracker(
     )
 
 
-def next_batch(clips: Clips, state: SamplerState, count: int) -> Tensor:
-    """Sequences [B, 1 + T * tokens] of the clips that come next."""
-    return to_sequence(clips.batch(draw(state, count, len(clips))))
-
-
-def open_clips(config: Config) -> tuple[Clips, Clips]:
-    """Training and held-out clips; ValueError when tokenizer and shards do not belong together."""
+def open_samples(config: Config) -> tuple[Samples, Samples]:
+    """Training and held-out samples; ValueError when tokenizer and shards do not belong together."""
     assert config.frames
     clips = Clips(config.data, frames=config.frames, stride=config.stride)
     test = Clips(
@@ -146,7 +141,7 @@ def open_clips(config: Config) -> tuple[Clips, Clips]:
             f"the tokenizer in {config.data} has SHA-256 {tokenizer['sha256'][:12]}…, the shards "
             f"were made with {clips.manifest.tokenizer_sha256[:12]}…; run pretraining.tokenize again"
         )
-    return clips, test
+    return ShardSamples(clips), ShardSamples(test)
 
 
 @contextlib.contextmanager
@@ -162,19 +157,19 @@ def fast_math(world: World, bfloat16: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def held_out_loss(model: CausalModel, clips: Clips, batch: int, world: World, count: int) -> float:
-    """Loss in nats per token on evenly spaced clips of held-out videos."""
-    count = max(1, min(count, len(clips)) // world.size) * world.size
-    chosen = np.linspace(0, len(clips) - 1, count).astype(int)[world.rank :: world.size]
+def held_out_loss(model: CausalModel, data: Samples, batch: int, world: World, count: int) -> float:
+    """Loss in nats per token on evenly spaced held-out samples."""
+    count = max(1, min(count, len(data)) // world.size) * world.size
+    chosen = np.linspace(0, len(data) - 1, count).astype(int)[world.rank :: world.size]
     total = torch.zeros((), device=world.device)
     for first in range(0, len(chosen), batch):
-        sequence = to_sequence(clips.batch(chosen[first : first + batch])).to(world.device)
-        total += model.token_losses(sequence).mean(dim=1).sum()
+        samples = data.at(chosen[first : first + batch]).to(world.device)
+        total += model.token_losses(samples.sequence).mean(dim=1).sum()
     return world.sum(total)[0] / count
 
 
 def accumulate(
-    model: CausalModel, clips: Clips, config: Config, step: int, world: World, bfloat16: bool
+    model: CausalModel, data: Samples, config: Config, step: int, world: World, bfloat16: bool
 ) -> Tensor:
     """Gradients of a step's mean loss; returns this rank's part of that loss.
 
@@ -188,24 +183,23 @@ def accumulate(
     total = torch.zeros((), device=world.device)
     for offset in range(0, share, micro):
         count = min(micro, share - offset)
-        state = SamplerState(config.seed, first + offset, clips.manifest_sha256)
-        sequence = next_batch(clips, state, count).to(world.device, non_blocking=True)
+        batch = data.draw(config.seed, first + offset, count).to(world.device)
         sync_gradients(model, last=offset + count == share)
         with fast_math(world, bfloat16):
-            loss = model.token_losses(sequence).mean() * (count / config.batch_size)
+            loss = model.token_losses(batch.sequence).mean() * (count / config.batch_size)
         (loss * world.size).backward()  # FSDP averages over the ranks
         total += loss.detach()
     return total
 
 
 def write_results(
-    state: dict[str, Tensor], size: CausalConfig, clips: Clips, config: Config, results: dict
+    state: dict[str, Tensor], size: CausalConfig, data: Samples, config: Config, results: dict
 ) -> None:
     """backbone.safetensors, backbone.json and loss.png."""
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
     results = {**results, "held_out_loss": held_out[-1][1]}
-    digest = export(state, size, config.model, config.data, clips.manifest, config.out, results)
+    digest = export(state, size, config.model, config.data, data.manifest, config.out, results)
     title = f"{config.model}, {results['tokens_seen'] / 1e6:.1f}M tokens"
     steps, losses = [x["step"] for x in lines], [x["loss"] for x in lines]
     plot_curve(steps, losses, held_out, config.out / "loss.png", title)
@@ -229,14 +223,14 @@ def run(config: Config, world: World) -> None:
             f"{config.batch_size // world.size * world.size or world.size}"
         )
     interrupt = Interrupt()
-    clips, test = open_clips(config)
-    tokens_per_step = config.batch_size * config.frames * clips.manifest.tokens_per_frame
+    data, test = open_samples(config)
+    tokens_per_step = config.batch_size * config.frames * data.manifest.tokens_per_frame
 
     # Model and optimiser, new or from where an earlier run stopped.
-    model, bfloat16 = build(config, clips.manifest, world)
+    model, bfloat16 = build(config, data.manifest, world)
     size = model.config
     optimizer = make_optimizer(standard_groups(model, config.weight_decay))
-    settings = settings_of(config, FREE) | {"manifest_sha256": clips.manifest_sha256}
+    settings = settings_of(config, FREE) | {"manifest_sha256": data.manifest_sha256}
     if config.resume == "never" and world.is_main:
         shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(config.out / "checkpoints", model, optimizer, settings, world)
@@ -246,7 +240,7 @@ def run(config: Config, world: World) -> None:
 
     # Training. A step's samples follow from its number, so that is all there is to resume.
     for step in range(first_step, config.steps):
-        part = accumulate(model, clips, config, step, world, bfloat16)
+        part = accumulate(model, data, config, step, world, bfloat16)
         norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)).item()
         loss, stop, due = world.sum(
             part, interrupt.requested, checkpoints.late(config.checkpoint_s)
@@ -277,7 +271,7 @@ def run(config: Config, world: World) -> None:
     state = get_model_state_dict(model, options=options)
     if world.is_main:
         results = {"tokens_seen": config.steps * tokens_per_step, "trained": settings}
-        write_results(state, size, clips, config, results)  # pyright: ignore[reportArgumentType]
+        write_results(state, size, data, config, results)  # pyright: ignore[reportArgumentType]
     world.barrier()
 
 

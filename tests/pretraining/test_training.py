@@ -14,6 +14,7 @@ import torch
 
 from pretraining import optimizer, tokenize, train, train_tokenizer
 from pretraining.dvae_loss import DVAETraining
+from pretraining.samples import ShardSamples
 from pretraining.vqgan_loss import VQGANTraining
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
@@ -71,7 +72,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_interrupt_saves_and_continues(
     shards: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = train.next_batch, []
+    original, calls = ShardSamples.draw, []
 
     def interrupting(*arguments):
         calls.append(1)
@@ -79,7 +80,7 @@ def test_interrupt_saves_and_continues(
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(train, "next_batch", interrupting)
+    monkeypatch.setattr(ShardSamples, "draw", interrupting)
     with pytest.raises(SystemExit, match="stopped after step 4"):
         train.main(config(shards, tmp_path, checkpoint_s=1e9))
     train.main(config(shards, tmp_path, checkpoint_s=1e9))

@@ -1,0 +1,77 @@
+"""What training draws from: samples by number, so that there is nothing to save and nothing to seek."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from pretraining.sampling import SamplerState, draw
+from pretraining.shards import Clips, Manifest
+from toto_robot.backbone.causal import VIDEO_START, to_sequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of T frames of N tokens.
+
+    Attributes:
+        codes: integers of the codebook, without the offset for special ids.
+        starts: id of each sequence's first token, `VIDEO_START` or `IMAGE_START`.
+        frames: the pixels behind the codes, for models that read or predict them.
+    """
+
+    codes: Int[Tensor, "B T N"]
+    starts: int | Int[Tensor, " B"] = VIDEO_START
+    frames: UInt8[Tensor, "B T R R 3"] | None = None
+
+    @property
+    def sequence(self) -> Int[Tensor, "B L"]:
+        """[start, code + 4, …], L = 1 + T * N."""
+        return to_sequence(self.codes, self.starts)
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(value):
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return Batch(move(self.codes), move(self.starts), move(self.frames))
+
+
+class Samples(Protocol):
+    """The training or the held-out part of some data.
+
+    Attributes:
+        manifest: what its codes are; `manifest_sha256` changes whenever the data does.
+    """
+
+    manifest: Manifest
+    manifest_sha256: str
+
+    def __len__(self) -> int: ...
+
+    def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Some of the `len(self)` samples."""
+        ...
+
+    def draw(self, seed: int, first: int, count: int) -> Batch:
+        """Samples number `first`, `first + 1`, … of the run with this seed."""
+        ...
+
+
+class ShardSamples:
+    """Clips out of one folder of token shards, each epoch in an order of its own."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+        self.manifest, self.manifest_sha256 = clips.manifest, clips.manifest_sha256
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        return Batch(self.clips.batch(indices))
+
+    def draw(self, seed: int, first: int, count: int) -> Batch:
+        return self.at(draw(SamplerState(seed, first, self.manifest_sha256), count, len(self)))
