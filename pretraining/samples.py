@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from pretraining.sampling import SamplerState, draw
@@ -18,12 +18,12 @@ class Batch:
     """B samples of T frames of N tokens.
 
     Attributes:
-        codes: integers of the codebook, without the offset for special ids.
+        codes: integers of the codebook (16 bits each until `sequence`), without the offset for ids.
         starts: id of each sequence's first token, `VIDEO_START` or `IMAGE_START`.
         frames: the pixels behind the codes, for models that read or predict them.
     """
 
-    codes: Int[Tensor, "B T N"]
+    codes: Integer[Tensor, "B T N"]
     starts: int | Int[Tensor, " B"] = VIDEO_START
     frames: UInt8[Tensor, "B T R R 3"] | None = None
 

@@ -111,6 +111,8 @@ class Clips:
     """All clips of `frames` frames, every `stride`-th, of the training or the held-out videos.
 
     Video shorter than a clip's span give none. With `frames=1` the samples are single pictures.
+    Clips are numbered video after video; only the videos are listed, a clip's place is computed
+    from its number, so that the index does not grow with the length of the films.
     """
 
     def __init__(
@@ -118,35 +120,50 @@ class Clips:
     ) -> None:
         self.manifest = read_manifest(folder)
         self.manifest_sha256 = sha256_of(folder / MANIFEST)
-        self.offsets = np.arange(frames) * stride
-        span = int(self.offsets[-1]) + 1
-        wanted = set(self.manifest.held_out)
+        self.frames, self.stride, self.span = frames, stride, (frames - 1) * stride + 1
         self.codes: list[np.ndarray] = []
-        starts: list[np.ndarray] = []
+        shards, firsts, counts = [], [], []  # of videos
         for number, entry in enumerate(self.manifest.shards):
             if verify:
                 check_shard(folder, entry, self.manifest.tokens_per_frame)
             shape = (entry["frames"], self.manifest.tokens_per_frame)
-            self.codes.append(np.memmap(folder / f"{entry['name']}.bin", "<u2", "r", shape=shape))
-            for video, first, count, _ in np.load(folder / f"{entry['name']}.npy"):
-                if (int(video) in wanted) == held_out and count >= span:
-                    begins = np.arange(first, first + count - span + 1)
-                    starts.append(np.stack([np.full_like(begins, number), begins], axis=1))
-        if not starts:
+            mapped = np.memmap(folder / f"{entry['name']}.bin", "<u2", "r", shape=shape)
+            self.codes.append(np.asarray(mapped))  # slices of plain arrays are made faster
+            video, first, count, _ = np.load(folder / f"{entry['name']}.npy").T
+            used = (np.isin(video, self.manifest.held_out) == held_out) & (count >= self.span)
+            shards.append(np.full(used.sum(), number))
+            firsts.append(first[used])
+            counts.append(count[used] - self.span + 1)
+        if not sum(len(videos) for videos in counts):
             kind = "held-out" if held_out else "training"
             raise ValueError(
-                f"no {kind} video in {folder} has the {span} frames that frames={frames} "
+                f"no {kind} video in {folder} has the {self.span} frames that frames={frames} "
                 f"stride={stride} spans; lower them, or film longer videos"
             )
-        self.starts = np.concatenate(starts)  # (shard, first frame)
+        self.shards, self.firsts = np.concatenate(shards), np.concatenate(firsts)
+        self.ends = np.cumsum(np.concatenate(counts))  # clips up to and with each video
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return int(self.ends[-1])
 
-    def __getitem__(self, index: int) -> Int[np.ndarray, "T tokens"]:
-        shard, first = self.starts[index]
-        return self.codes[shard][first + self.offsets].astype(np.int64)
+    def places(
+        self, indices: Int[np.ndarray, " B"]
+    ) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """The shard and the first frame in it of each clip; IndexError outside 0..len - 1."""
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"clips {indices.min()}..{indices.max()}, there are {len(self)}")
+        video = np.searchsorted(self.ends, indices, side="right")
+        clips_before = np.where(video > 0, self.ends[video - 1], 0)
+        return self.shards[video], self.firsts[video] + indices - clips_before
 
-    def batch(self, indices: Int[np.ndarray, " B"]) -> Int[Tensor, "B T tokens"]:
-        """Codes (without the offset for special ids) of several clips."""
-        return torch.from_numpy(np.stack([self[int(i)] for i in indices]))
+    def __getitem__(self, index: int) -> UInt16[np.ndarray, "T tokens"]:
+        return self.batch(np.array([index]))[0].numpy()
+
+    def batch(self, indices: Int[np.ndarray, " B"]) -> UInt16[Tensor, "B T tokens"]:
+        """Codes (without the offset for special ids) of several clips; to be widened on the device."""
+        shape = (len(indices), self.frames, self.manifest.tokens_per_frame)
+        codes = np.empty(shape, np.uint16)
+        for clip, shard, first in zip(codes, *self.places(indices), strict=True):
+            clip[:] = self.codes[shard][first : first + self.span : self.stride]
+        return torch.from_numpy(codes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretraining import tokenize
-from pretraining.shards import Clips, read_manifest
+from pretraining.shards import Clips, read_manifest, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from tests.pretraining.conftest import write_film
 from toto_robot.backbone.tokenizers import load_tokenizer
@@ -40,7 +40,41 @@ def test_held_out_films_are_other_films(shards: Path) -> None:
     training = Clips(shards, frames=1, stride=1)
     held_out = Clips(shards, frames=1, stride=1, held_out=True)
     assert len(training) == 4 * 12 and len(held_out) == 12
-    assert not set(map(tuple, training.starts)) & set(map(tuple, held_out.starts))
+    places = [set(zip(*c.places(np.arange(len(c))), strict=True)) for c in (training, held_out)]
+    assert [len(p) for p in places] == [48, 12] and not places[0] & places[1]
+
+
+def test_clips_are_numbered_video_after_video(copy: Path) -> None:
+    """As in a list of all (shard, first frame), with videos of several lengths and too short ones."""
+    counts = [[7, 2, 9], [1], [3, 5]]
+    manifest = read_manifest(copy)
+    manifest.shards, manifest.held_out = [], [5]
+    expected, video = [], 0
+    for number, frames in enumerate(counts):
+        clips = [(video + i, 30.0, np.zeros((n, 16), np.uint16)) for i, n in enumerate(frames)]
+        manifest.shards.append(write_shard(copy, f"other_{number}", clips))
+        begins = np.cumsum(frames) - frames
+        for i, (begin, n) in enumerate(zip(begins, frames, strict=True)):
+            if video + i not in manifest.held_out:
+                expected += [(number, begin + start) for start in range(n - 2)]  # a clip spans 3
+        video += len(frames)
+    manifest.save(copy)
+    clips = Clips(copy, frames=2, stride=2)
+    assert list(zip(*clips.places(np.arange(len(clips))), strict=True)) == expected
+    for wrong in (-1, len(clips)):
+        with pytest.raises(IndexError, match="there are 13"):
+            clips.places(np.array([wrong]))
+
+
+def test_index_of_100_000_hours(copy: Path) -> None:
+    """10.8 billion frames at 30 Hz: the index is a few numbers per video, not per frame."""
+    clips = Clips(copy, frames=3, stride=4)
+    minutes = np.full(6_000_000, 30 * 60 - clips.span + 1)
+    clips.ends = np.cumsum(minutes)
+    clips.shards = clips.firsts = np.zeros(len(minutes), np.int64)
+    assert len(clips) == 6_000_000 * 1792
+    _, firsts = clips.places(np.array([0, 1791, 1792, len(clips) - 1]))
+    assert firsts.tolist() == [0, 1791, 0, 1791]
 
 
 def test_clip_longer_than_the_films(shards: Path) -> None:
