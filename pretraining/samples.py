@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
-from pretraining.sampling import SamplerState, draw
+from pretraining.sampling import draw
 from pretraining.shards import Clips, Manifest
 from toto_robot.backbone.causal import VIDEO_START, to_sequence
 
@@ -55,8 +55,8 @@ class Samples(Protocol):
         """Some of the `len(self)` samples."""
         ...
 
-    def draw(self, seed: int, first: int, count: int) -> Batch:
-        """Samples number `first`, `first + 1`, … of the run with this seed."""
+    def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
+        """The samples of these numbers (0, 1, …, without end) of the run with this seed."""
         ...
 
 
@@ -73,5 +73,5 @@ class ShardSamples:
     def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
         return Batch(self.clips.batch(indices))
 
-    def draw(self, seed: int, first: int, count: int) -> Batch:
-        return self.at(draw(SamplerState(seed, first, self.manifest_sha256), count, len(self)))
+    def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
+        return self.at(draw(seed, numbers, len(self)))

@@ -183,7 +183,8 @@ def accumulate(
     total = torch.zeros((), device=world.device)
     for offset in range(0, share, micro):
         count = min(micro, share - offset)
-        batch = data.draw(config.seed, first + offset, count).to(world.device)
+        numbers = np.arange(first + offset, first + offset + count)
+        batch = data.draw(config.seed, numbers).to(world.device)
         sync_gradients(model, last=offset + count == share)
         with fast_math(world, bfloat16):
             loss = model.token_losses(batch.sequence).mean() * (count / config.batch_size)
