@@ -2,13 +2,15 @@
 
     python -m pretraining.convert_tokenizer encoder=encoder.pkl decoder=decoder.pkl out=data/dalle
     python -m pretraining.convert_tokenizer vqgan=last.ckpt size=f16-16384 out=data/vqgan
+    python -m pretraining.convert_tokenizer backbone=data/toto-tiny/backbone.safetensors out=data/own
 
 `encoder.pkl` and `decoder.pkl` are OpenAI's release of DALL-E's dVAE (cdn.openai.com/dall-e): whole
 pickled modules. They are read by an unpickler that builds tensors and nothing else, so a file that
 would run code is refused. `encoder=` may also be the weights of the hub's encoder-only port
 (facebook/flava-image-codebook: model.safetensors or pytorch_model.bin); without `decoder=` the
 tokenizer can encode, not decode. `vqgan=` is a checkpoint of taming-transformers; what it holds for
-its own training (discriminator, perceptual loss, optimiser) is left out.
+its own training (discriminator, perceptual loss, optimiser) is left out. `backbone=` takes the
+tokenizer out of an exported backbone; it holds the encoder alone, so this one cannot decode either.
 """
 
 import pickle
@@ -26,27 +28,29 @@ from torch import Tensor
 
 from pretraining.cli import parse
 from toto_robot.backbone.dvae import DVAE, DVAEConfig, dvae_size
-from toto_robot.backbone.tokenizers import save_tokenizer
+from toto_robot.backbone.tokenizers import KINDS, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig, our_names, vqgan_size
-from toto_robot.backbone.weights import sha256_of
+from toto_robot.backbone.weights import read_weights, sha256_of
 
 TOKENS_PER_SIDE = 16  # the paper's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """OpenAI's dVAE (or the hub's port of its encoder), or a released VQGAN, as a tokenizer of ours."""
+    """OpenAI's dVAE (or the hub's port of its encoder), a released VQGAN, or a backbone's tokenizer."""
 
     out: Path
     encoder: Path | None = None
     decoder: Path | None = None
     vqgan: Path | None = None
+    backbone: Path | None = None
     size: str = "dalle"  # or f16-1024, f16-16384
     resolution: int | None = None  # px, of the frames to tokenize; 16 x 16 tokens by default
 
     def __post_init__(self) -> None:
-        if (self.encoder is None) == (self.vqgan is None):
-            raise SystemExit("give encoder= (and decoder=), or vqgan=")
+        given = [x for x in (self.encoder, self.vqgan, self.backbone) if x is not None]
+        if len(given) != 1:
+            raise SystemExit("give encoder= (and decoder=), or vqgan=, or backbone=")
 
 
 class _Inert:
@@ -231,11 +235,30 @@ def convert(config: Config, architecture: DVAEConfig | VQGANConfig) -> str:
     )
 
 
+def take_out(path: Path, out: Path, resolution: int | None) -> str:
+    """Write the tokenizer of an exported backbone; returns the SHA-256 of its weights."""
+    tensors, about = read_weights(path)
+    config_class, _, whole_class = KINDS[about.get("tokenizer_kind", "dvae")]
+    model: DVAE | VQGAN = whole_class(config_class.from_json(about["tokenizer"]))
+    part = {k.removeprefix("encoder."): t for k, t in tensors.items() if k.startswith("encoder.")}
+    model.encoder.load_state_dict(part)
+    return save_tokenizer(
+        model.eval(),
+        out,
+        resolution=resolution or about["resolution"],
+        released={"backbone": about["sha256"]},
+        can_decode=False,
+    )
+
+
 def main() -> None:
     config = parse(Config, sys.argv[1:])
     try:
-        size = vqgan_size if config.vqgan is not None else dvae_size
-        digest = convert(config, size(config.size))
+        if config.backbone is not None:
+            digest = take_out(config.backbone, config.out, config.resolution)
+        else:
+            size = vqgan_size if config.vqgan is not None else dvae_size
+            digest = convert(config, size(config.size))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{config.out / 'tokenizer.safetensors'} sha256 {digest[:12]}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretraining.shards import Manifest
 from toto_robot.backbone.causal import CausalModel
-from toto_robot.backbone.models import family_of, num_parameters
+from toto_robot.backbone.models import config_from_json, family_of, make_model, num_parameters
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import read_weights, save_weights, tensors_sha256
 
@@ -58,13 +58,44 @@ def start_from(model: CausalModel, path: Path, manifest: Manifest) -> None:
             f"{file} was trained on codes of tokenizer {about['tokenizer_sha256'][:12]}…, the shards "
             f"hold codes of {manifest.tokenizer_sha256[:12]}…; tokenize the data with the former"
         )
-    part = {k.removeprefix("decoder."): t for k, t in tensors.items() if k.startswith("decoder.")}
-    if model.config.tied:
-        part["head.weight"] = part["embedding.weight"]
     try:
-        model.load_state_dict(part)
+        model.load_state_dict(decoder_part(tensors, tied=model.config.tied))
     except RuntimeError as error:
         raise ValueError(
             f"{file} ({about['model']}, {json.dumps(about['decoder'])}) does not fit "
             f"{dataclasses.asdict(model.config)}: {str(error)[:300]}"
         ) from error
+
+
+def decoder_part(tensors: dict[str, Tensor], tied: bool) -> dict[str, Tensor]:
+    """The causal model's own tensors out of an exported backbone's."""
+    part = {k.removeprefix("decoder."): t for k, t in tensors.items() if k.startswith("decoder.")}
+    if tied:
+        part["head.weight"] = part["embedding.weight"]
+    return part
+
+
+def load_whole(path: Path, data: Path) -> tuple[CausalModel, dict[str, Any]]:
+    """An exported backbone with its next-token head, in eval mode, and its JSON.
+
+    Args:
+        path: the file, or the folder with backbone.safetensors in it.
+        data: the shards that it is to read.
+
+    Raises:
+        ValueError: the shards were made with another encoder than the backbone's. (Its decoder may
+            differ, so this compares encoders and not the tokenizers' files.)
+    """
+    file = path / "backbone.safetensors" if path.is_dir() else path
+    tensors, about = read_weights(file)
+    tokenizer, _ = load_tokenizer(data)
+    digest = tensors_sha256(tokenizer.encoder.state_dict())
+    if digest != about["encoder_sha256"]:
+        raise ValueError(
+            f"{file} reads codes of encoder {about['encoder_sha256'][:12]}…, {data} holds codes of "
+            f"{digest[:12]}…; tokenize the data with the backbone's tokenizer"
+        )
+    config = config_from_json(about.get("family", "llama"), about["decoder"], str(file))
+    model = make_model(config)
+    model.load_state_dict(decoder_part(tensors, tied=config.tied))
+    return model.eval(), about

@@ -1,8 +1,10 @@
 """Pictures that show whether a training worked: reconstructions, code use, loss curve."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 
@@ -65,4 +67,73 @@ def plot_curve(
     axis.set_ylabel("next-token loss (nats per token)")
     axis.set_title(title)
     axis.legend()
+    save(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve of a panel; `style` as matplotlib's format string."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Curves over the same axes, and labelled vertical marks (published read-outs, say)."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    marks: Mapping[str, float] = field(default_factory=dict)
+    log: Literal["", "x", "y", "xy"] = ""
+
+
+def plot_panels(panels: Sequence[Panel], path: Path) -> None:
+    """Panels side by side."""
+    size = (5.2 * len(panels), 3.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for line in panel.lines:
+            axis.plot(line.x, line.y, line.style, label=line.label, linewidth=1.2, markersize=3)
+        for i, (label, x) in enumerate(panel.marks.items()):
+            axis.axvline(x, color=f"C{len(panel.lines) + i}", linestyle=":", label=label)
+        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        if "x" in panel.log:
+            axis.set_xscale("log")
+        if "y" in panel.log:
+            axis.set_yscale("log")
+        axis.legend(fontsize=7)
+    save(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One row of a table: a measured share with its interval, and the published one, if any."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    published: float | None = None
+
+
+def plot_bars(bars: Sequence[Bar], chance: float, path: Path, title: str) -> None:
+    """Measured accuracies (%) with intervals, published ones as diamonds, chance as a line."""
+    figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.5 * len(bars)), layout="constrained")
+    places = range(len(bars))
+    values = [100 * bar.value for bar in bars]
+    errors = [[100 * (bar.value - bar.low) for bar in bars],
+              [100 * (bar.high - bar.value) for bar in bars]]  # fmt: skip
+    axis.barh(places, values, xerr=errors, height=0.6, color="C0", alpha=0.7, label="measured here")
+    published = [(100 * b.published, i) for i, b in enumerate(bars) if b.published is not None]
+    if published:
+        axis.plot(*zip(*published, strict=True), "kD", label="published (other data and size)")
+    axis.axvline(100 * chance, color="grey", linestyle="--", label="chance")
+    axis.set(yticks=places, yticklabels=[bar.label for bar in bars], xlabel="top-1, %", title=title)
+    axis.invert_yaxis()
+    axis.legend(fontsize=7)
     save(figure, path)

@@ -55,7 +55,7 @@ class Tracker:
         for name, flops in self.flops_per_token.items():
             if self.peak_flops:
                 values[f"mfu_{name}"] = round(rate * flops / self.peak_flops, 4)
-        self.log.write(step=step, **values)
+        self.log.write(step=step, tokens=(step + 1) * self.tokens_per_step, **values)
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         if self.wandb is not None:

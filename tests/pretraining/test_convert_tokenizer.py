@@ -14,6 +14,7 @@ from torch import nn
 
 from pretraining import convert_tokenizer
 from pretraining.convert_tokenizer import Config, convert, read_released
+from toto_robot.backbone import load_backbone, names
 from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, map_pixels
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
@@ -238,3 +239,14 @@ def test_a_lightning_checkpoint_becomes_a_tokenizer(tmp_path, monkeypatch):
     assert torch.equal(loaded.decoder.decode(codes), model.decoder.decode(codes))
     with pytest.raises(ValueError, match="missing|shapes"):
         convert(Config(vqgan=tmp_path / "last.ckpt", out=tmp_path / "no"), replace(small, blocks=2))
+
+
+def test_the_tokenizer_of_a_backbone_makes_its_codes(tmp_path: Path):
+    """The packaged backbone's encoder, taken out, tokenizes as the backbone does."""
+    packaged = Path(names.__file__).parent / "pretrained" / "toto-tiny.safetensors"
+    convert_tokenizer.take_out(packaged, tmp_path, None)
+    tokenizer, about = load_tokenizer(tmp_path)
+    assert about["resolution"] == 128 and about["can_decode"] is False
+    frames = torch.randint(256, (2, 128, 128, 3)).to(torch.uint8)
+    expected = load_backbone("toto-tiny", weights=str(packaged)).tokenize(frames)
+    assert torch.equal(tokenizer.encoder.encode(frames), expected)
