@@ -1,8 +1,10 @@
 """Token shards: whole frames of uint16 codes, an index of videos, and a manifest that vouches for both.
 
     shard_00000.bin    uint16 codes [frames, h * w], frame after frame, little-endian
-    shard_00000.npy    int64 rows (video, first frame in the shard, frames, milli-fps)
+    shard_00000.npy    int64 rows (video, first frame in the shard, frames, milli-fps, crop)
     manifest.json      tokenizer and its SHA-256, resolution, SHA-256 of every file, skipped videos
+
+A picture is a video of one frame with 0 frames/s.
 
 Because whole frames are stored, start, stride and length of a clip are free at training time.
 """
@@ -12,16 +14,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt16
 from torch import Tensor
 
-from toto_robot.backbone.weights import replace_atomically, sha256_of, write_json
+from toto_robot.backbone.weights import (
+    replace_atomically,
+    sha256_of,
+    temporary_name,
+    write_json,
+)
 
-COLUMNS = 4  # video, first frame, frames, milli-fps
+COLUMNS = 5  # video, first frame, frames, milli-fps, crop
 MANIFEST = "manifest.json"
 
 
@@ -34,11 +41,19 @@ class Manifest:
     vocabulary: int
     resolution: int
     tokens_per_side: int
-    videos: list[str] = field(default_factory=list)  # relative paths; row `video` of the indices
+    kind: Literal["video", "image"] = "video"
+    layout: str = "videos"
+    crops: int = 1  # per video: the first from the centre, the others from random places
+    dtype: str = "uint16"  # little-endian, codes without an offset for special ids
+    frames: int = 0  # in all shards; a frame counts once per crop
+    tokens: int = 0
+    decoder: str = ""  # PyAV and FFmpeg, or Pillow
+    encoder: str = ""  # torch, device and precision: they decide between codes that nearly tie
+    videos: list[str] = field(default_factory=list)  # names of the sources, row `video` of indices
+    labels: list[int | None] = field(default_factory=list)  # class of each, where there are classes
     held_out: list[int] = field(default_factory=list)  # positions in `videos`
-    skipped: dict[str, str] = field(default_factory=dict)  # relative path -> reason
+    skipped: dict[str, str] = field(default_factory=dict)  # name -> reason
     shards: list[dict[str, Any]] = field(default_factory=list)  # name, frames, bin and npy SHA-256
-    decoder: str = ""
 
     @property
     def tokens_per_frame(self) -> int:
@@ -64,31 +79,41 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def write_shard(
-    folder: Path,
-    name: str,
-    clips: Sequence[tuple[int, float, UInt16[np.ndarray, "frames tokens"]]],
-) -> dict[str, Any]:
-    """Write one shard from (video number, frames/s, codes) and return its manifest entry."""
-    counts = np.array([len(codes) for _, _, codes in clips])
-    firsts = np.cumsum(counts) - counts
+class CodedVideo(NamedTuple):
+    """One crop of one video (or picture), to be written into a shard."""
+
+    video: int  # position in Manifest.videos
+    crop: int
+    fps: float
+    codes: UInt16[np.ndarray, "frames tokens"]
+
+
+def write_shard(folder: Path, name: str, clips: Sequence[CodedVideo]) -> dict[str, Any]:
+    """Write one shard, whole or not at all, and return its manifest entry.
+
+    Temporary names are unique, so that two writers of the same shard do not meet.
+    """
+    counts = np.array([len(clip.codes) for clip in clips], np.int64)
     rows = [
-        (video, first, count, round(1000 * fps))
-        for (video, fps, _), first, count in zip(clips, firsts, counts, strict=True)
+        (clip.video, first, len(clip.codes), round(1000 * clip.fps), clip.crop)
+        for clip, first in zip(clips, np.cumsum(counts) - counts, strict=True)
     ]
     paths = [folder / f"{name}.bin", folder / f"{name}.npy"]
-    temporaries = [path.with_name(path.name + ".tmp") for path in paths]
-    np.concatenate([codes for _, _, codes in clips]).astype("<u2").tofile(temporaries[0])
-    with open(temporaries[1], "wb") as file:
-        np.save(file, np.array(rows, np.int64).reshape(-1, COLUMNS))
-    for temporary, path in zip(temporaries, paths, strict=True):
-        replace_atomically(temporary, path)
-    return {
-        "name": name,
-        "frames": int(counts.sum()),
-        "bin_sha256": sha256_of(paths[0]),
-        "npy_sha256": sha256_of(paths[1]),
-    }
+    temporaries = [temporary_name(path) for path in paths]
+    try:
+        with open(temporaries[0], "wb") as file:
+            for clip in clips:
+                file.write(clip.codes.astype("<u2").tobytes())
+        with open(temporaries[1], "wb") as file:
+            np.save(file, np.array(rows, np.int64).reshape(-1, COLUMNS))
+        hashes = [sha256_of(temporary) for temporary in temporaries]
+        for temporary, path in zip(temporaries, paths, strict=True):
+            replace_atomically(temporary, path)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+    frames = int(counts.sum())
+    return {"name": name, "frames": frames, "bin_sha256": hashes[0], "npy_sha256": hashes[1]}
 
 
 def check_shard(folder: Path, entry: dict[str, Any], tokens_per_frame: int) -> None:
@@ -129,7 +154,7 @@ class Clips:
             shape = (entry["frames"], self.manifest.tokens_per_frame)
             mapped = np.memmap(folder / f"{entry['name']}.bin", "<u2", "r", shape=shape)
             self.codes.append(np.asarray(mapped))  # slices of plain arrays are made faster
-            video, first, count, _ = np.load(folder / f"{entry['name']}.npy").T
+            video, first, count, *_ = np.load(folder / f"{entry['name']}.npy").T
             used = (np.isin(video, self.manifest.held_out) == held_out) & (count >= self.span)
             shards.append(np.full(used.sum(), number))
             firsts.append(first[used])

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from pretraining.cli import parse
-from pretraining.shards import MANIFEST, Manifest, check_shard, write_shard
+from pretraining.shards import MANIFEST, CodedVideo, Manifest, check_shard, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from toto_robot.backbone.tokenizers import TokenEncoder, load_tokenizer
 from toto_robot.backbone.weights import write_json
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         tokens_per_side=side,
         videos=names,
         held_out=[i for i, video in enumerate(videos) if video in set(held_out)],
-        decoder=f"PyAV {av.__version__}",
+        decoder=f"PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}",
     )
 
     config.out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
                 codes = encode_video(
                     model.encoder, videos[i], manifest.resolution, config.batch_size
                 )
-                clips.append((i, frames_per_second(videos[i]), codes))
+                clips.append(CodedVideo(i, 0, frames_per_second(videos[i]), codes))
                 encoded += len(codes)
             except CorruptVideoError as error:
                 progress["skipped"][names[i]] = str(error)
@@ -119,11 +119,11 @@ def main(config: Config) -> None:
     for suffix in (".safetensors", ".json"):  # the shards' folder is all that training needs
         shutil.copyfile(config.tokenizer / f"tokenizer{suffix}", config.out / f"tokenizer{suffix}")
     manifest.shards, manifest.skipped = progress["shards"], progress["skipped"]
+    manifest.frames = sum(entry["frames"] for entry in manifest.shards)
+    manifest.tokens = manifest.frames * manifest.tokens_per_frame
     manifest.save(config.out)
-    frames = sum(entry["frames"] for entry in manifest.shards)
-    tokens = frames * manifest.tokens_per_frame
     print(
-        f"{config.out / MANIFEST}: {len(manifest.shards)} shards, {frames} frames, {tokens} tokens, "
+        f"{config.out / MANIFEST}: {len(manifest.shards)} shards, {manifest.frames} frames, {manifest.tokens} tokens, "
         f"{len(manifest.skipped)} videos skipped"
     )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretraining import tokenize
-from pretraining.shards import Clips, read_manifest, write_shard
+from pretraining.shards import Clips, CodedVideo, read_manifest, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from tests.pretraining.conftest import write_film
 from toto_robot.backbone.tokenizers import load_tokenizer
@@ -51,7 +51,10 @@ def test_clips_are_numbered_video_after_video(copy: Path) -> None:
     manifest.shards, manifest.held_out = [], [5]
     expected, video = [], 0
     for number, frames in enumerate(counts):
-        clips = [(video + i, 30.0, np.zeros((n, 16), np.uint16)) for i, n in enumerate(frames)]
+        clips = [
+            CodedVideo(video + i, 0, 30.0, np.zeros((n, 16), np.uint16))
+            for i, n in enumerate(frames)
+        ]
         manifest.shards.append(write_shard(copy, f"other_{number}", clips))
         begins = np.cumsum(frames) - frames
         for i, (begin, n) in enumerate(zip(begins, frames, strict=True)):

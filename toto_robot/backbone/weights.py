@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process, on whichever machine, uses."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
 def replace_atomically(temporary: Path, path: Path) -> None:
     """Give a finished temporary file its name; whoever is killed here leaves old or new, no half."""
     with open(temporary, "rb") as file:
@@ -46,7 +52,7 @@ def replace_atomically(temporary: Path, path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     replace_atomically(temporary, path)
 
@@ -54,7 +60,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
     """Write `path` (.safetensors) and its JSON; return the SHA-256 of the weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     save_file(
         # Copies: the file format refuses tensors that share memory, as a tied pair does.
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
