@@ -32,7 +32,7 @@ def test_losses_equal_log_probabilities_computed_by_hand(run: Path, shards: Path
     model, _ = load_whole(run, shards)
     clips = Clips(shards, frames=2, stride=4, held_out=True)
     chosen = np.linspace(0, len(clips) - 1, 3).round().astype(int)
-    codes = clips.batch(chosen).flatten(1)
+    codes = clips.batch(chosen).flatten(1).long()
     expected = torch.zeros(32)
     with torch.no_grad():
         for position in range(32):  # each from a sequence of its own, cut off before it
