@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from toto_robot.backbone.packing import unpack_all
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for an error message, or nothing when no valid name is close."""
@@ -74,7 +76,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a weights file and its JSON, checking one against the other.
+    """Read a weights file and its JSON, checking one against the other; packed matrices as float32.
 
     Raises:
         FileNotFoundError: the file or its JSON is missing.
@@ -97,7 +99,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             "truncated, edited, or belongs to another JSON; copy both again"
         )
     try:
-        return load_file(path), about
+        return unpack_all(load_file(path), about.get("packed", {})), about
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); copy it again"
