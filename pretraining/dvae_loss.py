@@ -1,4 +1,7 @@
-"""What a dVAE learns from: reconstruction weighted by colour rarity, use of the codebook, KL."""
+"""What a dVAE learns from: reconstruction weighted by colour rarity, use of the codebook, KL.
+
+And what its decoder learns from alone, when the codes are those of a frozen encoder.
+"""
 
 import math
 from dataclasses import dataclass
@@ -23,6 +26,17 @@ class DVAELossOptions:
     annealing_steps: float
     usage: float
     kl: float
+
+
+def weighted_error(
+    error: Float[Tensor, "B 3 H W"],
+    pixel_weight: Float[Tensor, "B 1 H W"],
+    whitening: Float[Tensor, "3 3"],
+    loss: Literal["l1", "l2"],
+) -> Float[Tensor, ""]:
+    """Mean error of a reconstruction, in whitened colours, rare ones weighing more."""
+    error = torch.einsum("ij,bjhw->bihw", whitening, error)
+    return ((error.abs() if loss == "l1" else error.square()) * pixel_weight).mean()
 
 
 class DVAETraining(nn.Module):
@@ -55,10 +69,10 @@ class DVAETraining(nn.Module):
         """
         pixels = map_pixels(frames)
         output, logits = self.model(pixels, self.temperature_at(step), generator)
-        error = torch.einsum("ij,bjhw->bihw", self.whitening, output - pixels)
         pixel_weight = pixel_weights(frames, self.weights)
-        distance = error.abs() if self.options.loss == "l1" else error.square()
-        reconstruction = (distance * pixel_weight).mean()
+        reconstruction = weighted_error(
+            output - pixels, pixel_weight, self.whitening, self.options.loss
+        )
 
         log_vocabulary = math.log(self.model.config.vocabulary)
         # Weighted like the pixels: else codes are spread over the noise of the commonest patches.
@@ -79,3 +93,31 @@ class DVAETraining(nn.Module):
         terms = {"reconstruction": reconstruction.item(), "information": information.item()}
         terms["temperature"] = self.temperature_at(step)
         return loss, terms
+
+
+class DecoderTraining(nn.Module):
+    """A decoder for the hard codes of a frozen encoder: reconstruction is all there is to learn."""
+
+    def __init__(
+        self,
+        model: DVAE,
+        loss: Literal["l1", "l2"],
+        weights: Float[Tensor, " colours"],
+        whitening: Float[Tensor, "3 3"],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.kind: Literal["l1", "l2"] = loss
+        self.weights, self.whitening = weights, whitening
+        model.encoder.requires_grad_(False)
+
+    def loss(
+        self, frames: UInt8[Tensor, "B R R 3"], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weighted reconstruction; the encoder runs in float32, as it does when tokenizing."""
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+            codes = self.model.encoder.encode(frames)
+        output = self.model.decoder(self.model.decoder.one_hot(codes))
+        pixel_weight = pixel_weights(frames, self.weights)
+        loss = weighted_error(output - map_pixels(frames), pixel_weight, self.whitening, self.kind)
+        return loss, {"reconstruction": loss.item()}

@@ -3,7 +3,8 @@
     python -m pretraining.train_tokenizer data=data/films out=data/tokenizer
 
 Writes metrics.jsonl, checkpoint.pt (exact resume), and at the end tokenizer.safetensors,
-tokenizer.json, reconstructions.png and codebook.png.
+tokenizer.json, reconstructions.png and codebook.png. With decoder_for= only a decoder is trained,
+for the codes of a dVAE encoder that stays as it is; decoder.safetensors then holds it alone.
 """
 
 import math
@@ -19,15 +20,16 @@ from tqdm import tqdm
 
 from pretraining.cli import parse
 from pretraining.colours import colour_weights, colour_whitening, pixel_weights
-from pretraining.dvae_loss import DVAELossOptions, DVAETraining
+from pretraining.dvae_loss import DecoderTraining, DVAELossOptions, DVAETraining
 from pretraining.parallel import choose_device
 from pretraining.pictures import plot_codebook, plot_reconstructions
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.video import find_videos, sample_frames, split_videos
 from pretraining.vqgan_loss import VQGANTraining
-from toto_robot.backbone.dvae import DVAE, DVAE_SIZES
+from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, Encoder
+from toto_robot.backbone.names import BACKBONES, find_weights
 from toto_robot.backbone.precision import has_fast_bfloat16
-from toto_robot.backbone.tokenizers import Tokenizer, save_tokenizer
+from toto_robot.backbone.tokenizers import Tokenizer, read_encoder, save_decoder, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGAN_SIZES
 from toto_robot.backbone.weights import nearest
 
@@ -39,6 +41,9 @@ class Config:
     data: Path
     out: Path
     size: str = "tiny"  # dVAE: tiny, light, dalle; VQGAN: vqgan-tiny, f16-1024, f16-16384
+    decoder_for: str | None = (
+        None  # a backbone (name, file, folder): learn its dVAE's decoder alone
+    )
     resolution: int = 128
     max_frames: int = 16_000
     held_out: float = 0.05  # share of videos
@@ -129,8 +134,29 @@ def read_data(config: Config) -> Data:
     return Data(frames, test, weights, colour_whitening(some, temper=config.whitening))
 
 
-def make_training(config: Config, data: Data) -> DVAETraining | VQGANTraining:
+def make_decoder_training(source: str, config: Config, data: Data) -> DecoderTraining:
+    """A new decoder beside the encoder of a backbone or tokenizer."""
+    if source in BACKBONES:
+        path = find_weights(source, None)
+    else:
+        path = Path(source)
+        if path.is_dir():
+            found = [path / f"{name}.safetensors" for name in ("backbone", "tokenizer")]
+            path = found[0] if found[0].is_file() else found[1]
+    encoder = read_encoder(path)
+    if not isinstance(encoder, Encoder):
+        raise SystemExit(
+            f"decoder_for={source}: its tokenizer is no dVAE, only these are trained so"
+        )
+    model = DVAE(encoder.config)
+    model.encoder = encoder
+    return DecoderTraining(model, config.loss, data.weights, data.whitening)
+
+
+def make_training(config: Config, data: Data) -> DVAETraining | VQGANTraining | DecoderTraining:
     """The model of this size with its loss."""
+    if config.decoder_for:
+        return make_decoder_training(config.decoder_for, config, data)
     if config.size in VQGAN_SIZES:
         return VQGANTraining(
             VQGAN(VQGAN_SIZES[config.size]),
@@ -163,6 +189,8 @@ def write_results(
     counts = report.pop("counts")
     about = {"resolution": config.resolution, "trained": settings, "held_out": report}
     digest = save_tokenizer(model, config.out, **about)
+    if config.decoder_for:
+        save_decoder(model, config.out / "decoder.safetensors", **about)
     count = min(12, len(data.test))
     picture = data.test[torch.linspace(0, len(data.test) - 1, count).long()]
     with torch.inference_mode():
@@ -186,7 +214,7 @@ def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     training = make_training(config, data).to(device)
     optimizer = torch.optim.AdamW(
-        training.parameters(),
+        [p for p in training.parameters() if p.requires_grad],
         lr=lr_at(0, config),
         betas=(0.9, 0.95),
         weight_decay=config.weight_decay,

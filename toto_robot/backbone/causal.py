@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from toto_robot.backbone.memory import KeyValues, Memory
 
 PAD, VIDEO_START, END, IMAGE_START = range(4)
 NUM_SPECIALS = 4
@@ -67,8 +69,13 @@ class CausalModel(nn.Module):
         """Initial weights; called with a head only, a trunk gets weights from elsewhere."""
         raise NotImplementedError
 
-    def begin(self, tokens: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
-        """States before the first block, and what each block is given besides the states."""
+    def begin(
+        self, tokens: Int[Tensor, "B N"], places: Int[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
+        """States before the first block, and what each block is given besides the states.
+
+        `places`: positions of the tokens in their sequences; None: 0 to N - 1.
+        """
         return self.embedding(tokens), ()
 
     def hidden_states(
@@ -89,7 +96,37 @@ class CausalModel(nn.Module):
         x_BND, more = self.begin(tokens)
         for block in self.blocks:
             x_BND = block(x_BND, *more)
+        return self.logits(x_BND)
+
+    def logits(self, x_BND: Float[Tensor, "B N D"]) -> Float[Tensor, "B N V"]:
+        """Next-token logits from the states after the last block."""
         return self.head(self.norm(x_BND)) * self.config.output_scale
+
+    def remember(self, batch: int, capacity: int) -> Memory:
+        """An empty memory for `batch` sequences of up to `capacity` tokens."""
+        device = self.embedding.weight.device
+        return KeyValues(self.config.layers, batch, capacity, device)
+
+    def extend(self, tokens: Int[Tensor, "B n"], memory: Memory) -> Float[Tensor, "B n D"]:
+        """States after the last block of tokens that follow what `memory` holds; it then holds them.
+
+        The same as those of one pass over all the tokens.
+
+        Raises:
+            ValueError: the memory is too small for them.
+        """
+        x_BND, more = self.begin(tokens, memory.place(tokens.shape[1]))
+        for block, past in zip(self.blocks, memory.layers, strict=True):
+            x_BND = block(x_BND, *more, past)
+        return x_BND
+
+    def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
+        """Drop the oldest `count` tokens after the start token from some rows of a memory.
+
+        What is left has seen what is dropped: states that follow are near those of a pass over the
+        window alone, not equal to them.
+        """
+        raise NotImplementedError
 
     def token_losses(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, "B N-1"]:
         """Next-token loss in nats of each position: [start, t1..] are read, [t1..tn] predicted."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalConfig, CausalModel
+from toto_robot.backbone.memory import KeyValues, LayerKeyValues, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,18 @@ SIZES = {
 }
 
 
-def rotations(length: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each [length, width] (the two halves alike)."""
-    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), base**-exponents)
+def rotations(
+    places: Int[Tensor, "*B N"], width: int, base: float
+) -> tuple[Float[Tensor, "*B N K"], Float[Tensor, "*B N K"]]:
+    """Cosines and sines of the rotary angles at these positions (the two halves of K alike).
+
+    Angles in double precision: a camera that streams for minutes reaches positions of a million,
+    where a float32 has no decimals left that a sine could use.
+    """
+    exponents = torch.arange(0, width, 2, device=places.device, dtype=torch.float64) / width
+    angles = places[..., None] * base**-exponents
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x_BHNK: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
@@ -60,14 +67,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x_BND: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, cos_NK: Tensor, sin_NK: Tensor, past: LayerKeyValues | None = None
+    ) -> Tensor:
         B, N, D = x_BND.shape
         qkv = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads)
         q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
         q_BHNK, k_BHNK = rotate(q_BHNK, cos_NK, sin_NK), rotate(k_BHNK, cos_NK, sin_NK)
-        y_BHNK = F.scaled_dot_product_attention(
-            q_BHNK, k_BHNK, v_BHNK, is_causal=True, scale=self.scale
-        )
+        if past is None:
+            y_BHNK = F.scaled_dot_product_attention(
+                q_BHNK, k_BHNK, v_BHNK, is_causal=True, scale=self.scale
+            )
+        else:
+            y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)
         return self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
 
 
@@ -90,8 +102,10 @@ class DecoderBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_BND: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
-        x_BND = x_BND + self.attention(self.attention_norm(x_BND), cos_NK, sin_NK)
+    def forward(
+        self, x_BND: Tensor, cos_NK: Tensor, sin_NK: Tensor, past: LayerKeyValues | None = None
+    ) -> Tensor:
+        x_BND = x_BND + self.attention(self.attention_norm(x_BND), cos_NK, sin_NK, past)
         return x_BND + self.mlp(self.mlp_norm(x_BND))
 
 
@@ -106,7 +120,27 @@ class Decoder(CausalModel):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def begin(self, tokens: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
-        width = self.config.dim // self.config.heads
-        cos_sin = rotations(tokens.shape[1], width, self.config.rope_base, tokens.device)
-        return self.embedding(tokens), cos_sin
+    def begin(
+        self, tokens: Int[Tensor, "B N"], places: Int[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
+        if places is None:
+            return self.embedding(tokens), self.rotations(
+                torch.arange(tokens.shape[1], device=tokens.device)
+            )
+        cos_BNK, sin_BNK = self.rotations(places)
+        return self.embedding(tokens), (cos_BNK[:, None], sin_BNK[:, None])  # alike for all heads
+
+    def rotations(self, places: Int[Tensor, "*B N"]) -> tuple[Tensor, Tensor]:
+        return rotations(places, self.config.dim // self.config.heads, self.config.rope_base)
+
+    def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
+        """The start token stays at the distance it always had from the oldest frame.
+
+        Rotary positions are relative, so nothing else has to move, and no distance beyond the
+        memory's capacity ever occurs, however long the stream.
+        """
+        assert isinstance(memory, KeyValues)
+        memory.forget(rows, count)
+        cos_sin = self.rotations(torch.tensor([count], device=memory.device))
+        for layer in memory.layers:
+            layer.keys_BHSK[rows, :, :1] = rotate(layer.keys_BHSK[rows, :, :1], *cos_sin)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalConfig, CausalModel
+from toto_robot.backbone.memory import LayerKeyValues, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,14 @@ class GPT2Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, past: LayerKeyValues | None = None) -> Tensor:
         B, N, D = x_BND.shape
         qkv = self.qkv(self.attention_norm(x_BND)).view(B, N, 3, self.heads, D // self.heads)
-        y_BHNK = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), is_causal=True)
+        q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
+        if past is None:
+            y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, is_causal=True)
+        else:
+            y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK)
         x_BND = x_BND + self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
         hidden = F.gelu(self.up(self.mlp_norm(x_BND)), approximate="tanh")
         return x_BND + self.down(hidden)
@@ -72,12 +77,29 @@ class GPT2(CausalModel):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def begin(self, tokens: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
+    def begin(
+        self, tokens: Int[Tensor, "B N"], places: Int[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], tuple[Any, ...]]:
         """Raises ValueError for a sequence longer than the positions."""
-        length = tokens.shape[1]
+        if places is None:
+            self._check_length(tokens.shape[1])
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.embedding(tokens) + self.positions(places), ()
+
+    def remember(self, batch: int, capacity: int) -> Memory:
+        """Raises ValueError for a capacity beyond the positions."""
+        self._check_length(capacity)
+        return super().remember(batch, capacity)
+
+    def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
+        """Raises ValueError: each key was made at a position of its own and cannot move."""
+        raise ValueError(
+            "GPT-2's positions are absolute: what it remembers cannot move up when the oldest "
+            "frame leaves; recompute the window instead (cached=False)"
+        )
+
+    def _check_length(self, length: int) -> None:
         if length > self.config.context:
             raise ValueError(
                 f"a sequence of {length} tokens; this model has {self.config.context} positions"
             )
-        places = torch.arange(length, device=tokens.device)
-        return self.embedding(tokens) + self.positions(places), ()

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalConfig, CausalModel
+from toto_robot.backbone.memory import LayerState, Memory, States
 
 CHUNK = 64  # tokens scanned at once; memory grows with it, speed too
 
@@ -64,7 +65,7 @@ class MambaBlock(nn.Module):
         self.config, inner = config, config.inner
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.in_proj = nn.Linear(config.dim, 2 * inner, bias=False)
-        self.conv = nn.Conv1d(inner, inner, config.kernel, groups=inner, padding=config.kernel - 1)
+        self.conv = nn.Conv1d(inner, inner, config.kernel, groups=inner)  # left padding in forward
         self.x_proj = nn.Linear(inner, config.rank + 2 * config.state, bias=False)
         self.dt_proj = nn.Linear(config.rank, inner)
         rates = torch.arange(1, config.state + 1, dtype=torch.float32)
@@ -72,20 +73,33 @@ class MambaBlock(nn.Module):
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, config.dim, bias=False)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        length = x_BND.shape[1]
+    def forward(self, x_BND: Tensor, past: LayerState | None = None) -> Tensor:
         x_BNE, gate_BNE = self.in_proj(self.norm(x_BND)).chunk(2, dim=-1)
-        x_BNE = F.silu(self.conv(x_BNE.transpose(1, 2))[..., :length].transpose(1, 2))
-        y_BNE = self._select(x_BNE) + self.D * x_BNE
+        tail_BET, h_BES = past.tensors if past and past.tensors else self._nothing_read(x_BNE)
+        inputs_BEN = torch.cat([tail_BET.to(x_BNE.dtype), x_BNE.transpose(1, 2)], dim=2)
+        x_BEN = F.conv1d(inputs_BEN, self.conv.weight, self.conv.bias, groups=self.config.inner)
+        x_BNE = F.silu(x_BEN.transpose(1, 2))
+        y_BNE, h_BES = self._select(x_BNE, h_BES)
+        y_BNE = y_BNE + self.D * x_BNE
+        if past is not None:
+            past.tensors = [inputs_BEN[..., 1 - self.config.kernel :].clone(), h_BES.clone()]
         return x_BND + self.out_proj(y_BNE * F.silu(gate_BNE))
 
-    def _select(self, x_BNE: Tensor) -> Tensor:
-        """The selective state space: step size, input and output depend on the token."""
+    def _nothing_read(self, x_BNE: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of the convolution and state from before the first token."""
+        c, batch = self.config, len(x_BNE)
+        tail_BET = x_BNE.new_zeros(batch, c.inner, c.kernel - 1)
+        return tail_BET, x_BNE.new_zeros(batch, c.inner, c.state, dtype=torch.float32)
+
+    def _select(self, x_BNE: Tensor, h_BES: Tensor) -> tuple[Tensor, Tensor]:
+        """The selective state space: step size, input and output depend on the token.
+
+        From the state before the first token; returns outputs and the state after the last.
+        """
         c = self.config
         dt, B_BNS, C_BNS = self.x_proj(x_BNE).split([c.rank, c.state, c.state], dim=-1)
         dt_BNE = F.softplus(self.dt_proj(dt)).float()
         A_ES = -self.A_log.float().exp()
-        h_BES = x_BNE.new_zeros(x_BNE.shape[0], c.inner, c.state, dtype=torch.float32)
         outputs = []
         for first in range(0, x_BNE.shape[1], CHUNK):
             part = slice(first, first + CHUNK)
@@ -94,7 +108,7 @@ class MambaBlock(nn.Module):
             h_BNES = scan((step_BNE1 * A_ES).exp(), drive.float(), h_BES)
             outputs.append(torch.einsum("bnes,bns->bne", h_BNES, C_BNS[:, part].float()))
             h_BES = h_BNES[:, -1]
-        return torch.cat(outputs, dim=1).to(x_BNE.dtype)
+        return torch.cat(outputs, dim=1).to(x_BNE.dtype), h_BES
 
 
 class Mamba(CausalModel):
@@ -102,6 +116,13 @@ class Mamba(CausalModel):
 
     def make_block(self) -> nn.Module:
         return MambaBlock(self.config)
+
+    def remember(self, batch: int, capacity: int) -> Memory:
+        """Its state has one size for any past; `batch` and `capacity` bound nothing."""
+        return States(self.config.layers)
+
+    def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
+        """Nothing to do: a state space has no window, the past fades by itself."""
 
     def initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
