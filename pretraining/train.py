@@ -25,9 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretraining.checkpoints import Checkpoints
 from pretraining.cli import parse
 from pretraining.export import export, start_from
+from pretraining.index import INDEX
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
+from pretraining.pixels import Ahead, Augment, PixelSamples, open_pixels
 from pretraining.progress import Interrupt, settings_of
 from pretraining.samples import Samples, ShardSamples
 from pretraining.shards import Clips, Manifest
@@ -43,12 +45,14 @@ class Config:
     """Pre-train a causal model on token shards. Options left at None follow the model's recipe."""
 
     model: str  # tiny, base, large, 1b, gpt2-280m, mamba-290m, ...
-    data: Path  # a folder written by pretraining.tokenize
+    data: Path  # a folder written by pretraining.tokenize, or by pretraining.index
     out: Path
     steps: int
     layers: int | None = None  # instead of the model's
     frames: int | None = None  # per sequence
     stride: int = 4  # between the frames of a sequence
+    augment: Augment = "none"  # random crops, by chance mirrored; of an index only
+    readers: int = 0  # threads that decode the videos of an index; 0: one per core
     batch_size: int | None = None  # sequences per step, all ranks together
     micro_batch: int = 0  # sequences at a time on a rank; 0: all of its share
     lr: float | None = None
@@ -73,7 +77,7 @@ class Config:
 
 
 FREE = {"data", "out", "threads", "checkpoint_s", "resume", "micro_batch", "device", "replicas",
-        "compile", "wandb"}  # may change between a run and its continuation  # fmt: skip
+        "compile", "readers", "wandb"}  # may change between a run and its continuation  # fmt: skip
 PAPER = {"frames": 16, "batch_size": 256, "lr": 3e-4, "warmup": 2000}
 SMALL = {"frames": 4, "batch_size": 8, "lr": 2e-3, "warmup": 60}
 
@@ -128,9 +132,23 @@ def make_tracker(
     )
 
 
-def open_samples(config: Config) -> tuple[Samples, Samples]:
+def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples]:
     """Training and held-out samples; ValueError when tokenizer and shards do not belong together."""
     assert config.frames
+    if (config.data / INDEX).is_file():
+        return open_pixels(
+            config.data,
+            frames=config.frames,
+            stride=config.stride,
+            augment=config.augment,
+            device=device,
+            threads=config.readers,
+        )
+    if config.augment != "none":
+        raise SystemExit(
+            f"augment={config.augment} needs pixels, and {config.data} holds tokens of one crop; "
+            "index the videos instead: python -m pretraining.index"
+        )
     clips = Clips(config.data, frames=config.frames, stride=config.stride)
     test = Clips(
         config.data, frames=config.frames, stride=config.stride, held_out=True, verify=False
@@ -168,26 +186,40 @@ def held_out_loss(model: CausalModel, data: Samples, batch: int, world: World, c
     return world.sum(total)[0] / count
 
 
-def accumulate(
-    model: CausalModel, data: Samples, config: Config, step: int, world: World, bfloat16: bool
-) -> Tensor:
-    """Gradients of a step's mean loss; returns this rank's part of that loss.
+def micro_batches(config: Config, step: int, world: World) -> list[np.ndarray]:
+    """Numbers of the samples that this rank learns from in a step, micro-batch by micro-batch.
 
-    Sample numbers follow from the step alone and ranks take consecutive shares, so that any number
-    of ranks and any micro-batch sees the same global batch.
+    They follow from the step alone and ranks take consecutive shares, so that any number of ranks
+    and any micro-batch sees the same global batch.
     """
     assert config.batch_size
     share = config.batch_size // world.size
     first = step * config.batch_size + world.rank * share
-    micro = config.micro_batch or share
+    numbers = np.arange(first, first + share)
+    return np.split(numbers, range(config.micro_batch or share, share, config.micro_batch or share))
+
+
+def drawn_ahead(data: Samples, config: Config, first_step: int, world: World) -> Samples:
+    """Where drawing takes long, it is done in the background; tokens are there at once."""
+    if not isinstance(data, PixelSamples):
+        return data
+    steps = range(first_step, config.steps)
+    numbers = (part for step in steps for part in micro_batches(config, step, world))
+    return Ahead(data, config.seed, numbers)
+
+
+def accumulate(
+    model: CausalModel, data: Samples, config: Config, step: int, world: World, bfloat16: bool
+) -> Tensor:
+    """Gradients of a step's mean loss; returns this rank's part of that loss."""
+    assert config.batch_size
     total = torch.zeros((), device=world.device)
-    for offset in range(0, share, micro):
-        count = min(micro, share - offset)
-        numbers = np.arange(first + offset, first + offset + count)
+    parts = micro_batches(config, step, world)
+    for numbers in parts:
         batch = data.draw(config.seed, numbers).to(world.device)
-        sync_gradients(model, last=offset + count == share)
+        sync_gradients(model, last=numbers is parts[-1])
         with fast_math(world, bfloat16):
-            loss = model.token_losses(batch.sequence).mean() * (count / config.batch_size)
+            loss = model.token_losses(batch.sequence).mean() * (len(numbers) / config.batch_size)
         (loss * world.size).backward()  # FSDP averages over the ranks
         total += loss.detach()
     return total
@@ -224,7 +256,7 @@ def run(config: Config, world: World) -> None:
             f"{config.batch_size // world.size * world.size or world.size}"
         )
     interrupt = Interrupt()
-    data, test = open_samples(config)
+    data, test = open_samples(config, world.device)
     tokens_per_step = config.batch_size * config.frames * data.manifest.tokens_per_frame
 
     # Model and optimiser, new or from where an earlier run stopped.
@@ -238,6 +270,7 @@ def run(config: Config, world: World) -> None:
     first_step, history = checkpoints.load()
     guard = SpikeGuard(config.spike, config.spike_patience, history)
     tracker = make_tracker(config, size, tokens_per_step, first_step, world)
+    data = drawn_ahead(data, config, first_step, world)
 
     # Training. A step's samples follow from its number, so that is all there is to resume.
     for step in range(first_step, config.steps):

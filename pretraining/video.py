@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import av.error
@@ -47,23 +48,39 @@ def split_videos(
     return [v for v in videos if v not in held_out], [v for v in videos if v in held_out]
 
 
-def to_square(frame: av.VideoFrame, resolution: int) -> UInt8[np.ndarray, "R R 3"]:
-    """Resize so that the shortest side is `resolution`, then crop the centre (paper, section 3).
+class Crop(NamedTuple):
+    """A square's place in what is left of a frame beside it (0 to 1; None: its middle), mirrored?"""
 
-    The paper crops at random; a crop is frozen into tokens anyway, and square films are left whole.
-    """
+    down: float | None = None
+    right: float | None = None
+    mirrored: bool = False
+
+
+CENTRE = Crop()
+
+
+def to_square(
+    frame: av.VideoFrame, resolution: int, crop: Crop = CENTRE
+) -> UInt8[np.ndarray, "R R 3"]:
+    """Resize so that the shortest side is `resolution`, then crop a square (paper, section 3.4)."""
     width, height = frame.width, frame.height
     if min(width, height) != resolution:
-        scale = resolution / min(width, height)
+        scale = resolution / min(height, width)
         width, height = round(width * scale), round(height * scale)
         frame = frame.reformat(width=width, height=height, interpolation="AREA")
-    top, left = (height - resolution) // 2, (width - resolution) // 2
-    pixels = frame.to_ndarray(format="rgb24")
-    return pixels[top : top + resolution, left : left + resolution]
+    top = place(crop.down, height - resolution)
+    left = place(crop.right, width - resolution)
+    pixels = frame.to_ndarray(format="rgb24")[top : top + resolution, left : left + resolution]
+    return pixels[:, ::-1] if crop.mirrored else pixels
 
 
-def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 3"]]:
-    """All frames of a video, RGB. CorruptVideoError names the file and the decoder's complaint."""
+def place(share: float | None, room: int) -> int:
+    """One of the `room` + 1 places, all equally wide shares of [0, 1)."""
+    return room // 2 if share is None else int(share * (room + 1))
+
+
+def decode(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames of a video. CorruptVideoError names the file and the decoder's complaint."""
     count = 0
     try:
         with av.open(str(path)) as container:
@@ -71,7 +88,7 @@ def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 
                 raise CorruptVideoError(f"{path} has no video stream")
             expected = container.streams.video[0].frames
             for frame in container.decode(video=0):
-                yield to_square(frame, resolution)
+                yield frame
                 count += 1
     except av.error.FFmpegError as error:
         raise CorruptVideoError(
@@ -79,6 +96,11 @@ def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 
         ) from error
     if count == 0 or count < expected:
         raise CorruptVideoError(f"{path} ends after {count} frames, its header promises {expected}")
+
+
+def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 3"]]:
+    """All frames of a video, RGB. CorruptVideoError as in `decode`."""
+    return (to_square(frame, resolution) for frame in decode(path))
 
 
 def sample_frames(

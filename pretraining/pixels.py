@@ -1,0 +1,228 @@
+"""Samples decoded and tokenized while training, from videos that `pretraining.index` has listed.
+
+They are numbered like those of shards made from the same videos, so that both give the same run;
+sample number -> clip -> codes is a pure function here too, whatever the number of ranks or threads.
+Pixels are at hand, so that crops may differ from epoch to epoch and models may read patches.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.error
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from pretraining.index import read_index
+from pretraining.samples import Batch, Samples
+from pretraining.sampling import draw, mix
+from pretraining.shards import Manifest
+from pretraining.video import CENTRE, CorruptVideoError, Crop, to_square
+from toto_robot.backbone.tokenizers import TokenEncoder, load_tokenizer
+
+Augment = Literal["none", "crop", "crop-mirror"]
+AUGMENT_KEY = 0x43524F50  # keeps crops independent of the order of samples
+AHEAD = 2  # requests under way before they are needed
+
+
+def crops_of(seed: int, numbers: Int[np.ndarray, " B"], augment: Augment) -> list[Crop]:
+    """The crop of each sample number: the centre, or chosen by a hash of (seed, number)."""
+    if augment == "none":
+        return [CENTRE] * len(numbers)
+    key = int(mix(np.array([seed], np.uint64), AUGMENT_KEY)[0])
+    mirror = augment == "crop-mirror"
+    return [
+        Crop((bits >> 40) / 2**24, (bits >> 16 & 0xFFFFFF) / 2**24, mirror and bits & 1 == 1)
+        for bits in map(int, mix(numbers, key))
+    ]
+
+
+def frames_from(path: Path, number: int, pts: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) from a keyframe on; none when the seek ends up behind it."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # clips are decoded side by side already
+        frames = container.decode(stream)
+        if number > 0:
+            container.seek(pts, stream=stream)
+            # Frames of the group before, or such as refer to it and cannot be decoded rightly.
+            frames = dropwhile(lambda frame: frame.pts is None or frame.pts < pts, frames)
+        for n, frame in enumerate(frames, number):
+            if n == number > 0 and frame.pts != pts:
+                return
+            yield n, frame
+
+
+def read_clip(
+    path: Path,
+    wanted: Sequence[int],
+    keyframes: Int[np.ndarray, "K 2"],
+    resolution: int,
+    crop: Crop = CENTRE,
+) -> UInt8[np.ndarray, "T R R 3"]:
+    """Some frames of a video, decoded from the last keyframe before them.
+
+    Args:
+        wanted: numbers of the frames, ascending.
+        keyframes: (frame, presentation time) as the index has them, ascending.
+
+    Raises:
+        CorruptVideoError: they are not there, though the index promises them.
+    """
+    before = keyframes[keyframes[:, 0] <= wanted[0]][-1:]
+    problem: Exception | None = None
+    for number, pts in [*map(tuple, before), (0, 0)]:  # from the start where seeking does not work
+        pixels = []
+        try:
+            for n, frame in frames_from(path, int(number), int(pts)):
+                if n in wanted:
+                    pixels.append(to_square(frame, resolution, crop))
+                if len(pixels) == len(wanted):
+                    return np.stack(pixels)
+        except av.error.FFmpegError as error:
+            problem = error
+    raise CorruptVideoError(
+        f"{path} does not give frames {wanted[0]} to {wanted[-1]}, which were there when it was "
+        f"indexed ({problem or 'it ends before'}); index again, or restore the file"
+    )
+
+
+class PixelSamples:
+    """Clips of the training or the held-out videos of an index, as codes and pixels.
+
+    Args:
+        folder: written by `pretraining.index`.
+        encoder: of its tokenizer, on the device of the training; None: pixels without codes.
+        threads: clips decoded at a time; 0: one per core.
+        augment: of drawn samples; `at` always gives the centre.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder: TokenEncoder | None,
+        *,
+        frames: int,
+        stride: int,
+        held_out: bool = False,
+        augment: Augment = "none",
+        threads: int = 0,
+    ) -> None:
+        self.index, keyframes = read_index(folder)
+        self.manifest: Manifest = self.index
+        self.manifest_sha256 = self.index.digest()
+        self.encoder = encoder
+        self.augment: Augment = augment
+        self.offsets = np.arange(frames) * stride
+        span = int(self.offsets[-1]) + 1
+        lengths = np.array(self.index.lengths)
+        used = np.isin(np.arange(len(lengths)), self.index.held_out) == held_out
+        self.videos = np.flatnonzero(used & (lengths >= span))
+        self.ends = np.cumsum(lengths[self.videos] - span + 1)  # clips up to and with each video
+        if not len(self.videos):
+            kind = "held-out" if held_out else "training"
+            raise ValueError(
+                f"no {kind} video of {folder} has the {span} frames that frames={frames} "
+                f"stride={stride} spans; lower them, or film longer videos"
+            )
+        bounds = np.searchsorted(keyframes[:, 0], np.arange(len(lengths) + 1))
+        self.keyframes = [keyframes[a:b, 1:] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self.pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "decode")
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        return self._read(indices, [CENTRE] * len(indices))
+
+    def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
+        indices = draw(seed, numbers, len(self))
+        return self._read(indices, crops_of(seed, numbers, self.augment))
+
+    def _read(self, indices: Int[np.ndarray, " B"], crops: list[Crop]) -> Batch:
+        frames = torch.from_numpy(np.stack(list(self.pool.map(self._clip, indices, crops))))
+        if self.encoder is None:
+            return Batch(torch.empty(*frames.shape[:2], 0, dtype=torch.int64), frames=frames)
+        device = next(self.encoder.parameters()).device
+        frames = frames.to(device)
+        return Batch(encode(self.encoder, frames), frames=frames)
+
+    def _clip(self, index: int, crop: Crop) -> UInt8[np.ndarray, "T R R 3"]:
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        video = int(self.videos[place])
+        first = int(index - (self.ends[place - 1] if place else 0))
+        wanted = (first + self.offsets).tolist()
+        path, size = self.index.path(video), self.index.resolution
+        return read_clip(path, wanted, self.keyframes[video], size, crop)
+
+
+@torch.no_grad()
+def encode(encoder: TokenEncoder, frames: UInt8[Tensor, "B T R R 3"]) -> Int[Tensor, "B T N"]:
+    """Codes, one sample at a time: alike whatever micro-batch or rank a sample is in.
+
+    In float32, also inside autocast: rounding would turn one code in sixty into another.
+    """
+    with torch.autocast(frames.device.type, enabled=False):
+        return torch.stack([encoder.encode(clip).flatten(1) for clip in frames])
+
+
+def open_pixels(
+    folder: Path,
+    *,
+    frames: int,
+    stride: int,
+    augment: Augment,
+    device: torch.device,
+    threads: int,
+    codes: bool = True,
+) -> tuple[PixelSamples, PixelSamples]:
+    """Training and held-out samples of an index; without `codes` no tokenizer is run."""
+    encoder = load_tokenizer(folder)[0].encoder.to(device).requires_grad_(False) if codes else None
+    torch.backends.cudnn.allow_tf32 = False  # the only convolutions here are the tokenizer's
+    options: dict[str, Any] = {"frames": frames, "stride": stride, "threads": threads}
+    training = PixelSamples(folder, encoder, augment=augment, **options)
+    return training, PixelSamples(folder, encoder, held_out=True, **options)
+
+
+class Ahead:
+    """Samples whose next batches are drawn in background threads, at most `AHEAD` of them.
+
+    Args:
+        seed, numbers: what will be drawn, batch after batch.
+    """
+
+    def __init__(
+        self, samples: Samples, seed: int, numbers: Iterable[Int[np.ndarray, " B"]]
+    ) -> None:
+        self.samples, self.seed, self.numbers = samples, seed, iter(numbers)
+        self.manifest, self.manifest_sha256 = samples.manifest, samples.manifest_sha256
+        self.waiting: deque[tuple[Int[np.ndarray, " B"], Future[Batch]]] = deque()
+        # A thread's own count of threads is not the one that threads= has set.
+        self.pool = ThreadPoolExecutor(
+            AHEAD, "ahead", torch.set_num_threads, (torch.get_num_threads(),)
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        return self.samples.at(indices)
+
+    def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
+        self._fill()
+        expected, future = self.waiting.popleft()
+        assert seed == self.seed and np.array_equal(numbers, expected), "drawn out of order"
+        self._fill()
+        return future.result()
+
+    def _fill(self) -> None:
+        while len(self.waiting) < AHEAD and (numbers := next(self.numbers, None)) is not None:
+            draw = self.pool.submit(self.samples.draw, self.seed, numbers)
+            self.waiting.append((numbers, draw))
