@@ -54,6 +54,7 @@ class ProbeConfig:
     image_size: int = 128
     worlds: int = 32
     seed: int = 0
+    controls: bool = True  # random weights too; slow for a large backbone
     out: Path = Path("outputs/probe")
 
     def __post_init__(self) -> None:
@@ -178,9 +179,6 @@ def patches(images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N T D"]:
 def run(config: ProbeConfig) -> dict:
     """Everything that goes into probe.json."""
     backbone = load_backbone(config.backbone, weights=config.weights, all_layers=True)
-    random = load_backbone(config.backbone, weights="random", all_layers=True)
-    random_decoder = load_backbone(config.backbone, weights="random", all_layers=True)
-    random_decoder.encoder = backbone.encoder  # the trained tokenizer's codes
     train = collect(config, config.frames, config.seed, "frames")
     test = collect(config, config.held_out, config.seed + HELD_OUT_SEED, "held-out frames")
     cnn = fit_cnn(Split(train.images, train.targets, test.images, test.targets))
@@ -191,11 +189,16 @@ def run(config: ProbeConfig) -> dict:
         "config": {key: str(value) for key, value in asdict(config).items()},
         "default_layer": backbone.layer,
         "layers": probe_layers(backbone, train, test, backbone.name),
-        "random_decoder": probe_layers(random_decoder, train, test, "random decoder"),
-        "random": probe_layers(random, train, test, "random weights"),
+        "random_decoder": [],
+        "random": [],
         "pixels": pixel_scores,
         "cnn": score(cnn, test.targets),
     }
+    if config.controls:
+        random = load_backbone(config.backbone, weights="random", all_layers=True)
+        result["random"] = probe_layers(random, train, test, "random weights")
+        random.encoder = backbone.encoder  # the trained tokenizer's codes
+        result["random_decoder"] = probe_layers(random, train, test, "random decoder")
     best = max(row[read]["r2_image"] for row in result["layers"] for read in row)
     result["best_r2_image"] = best
     return result
@@ -239,7 +242,8 @@ def plot(result: dict, path: Path) -> None:
     for axis, (key, title) in zip(axes, panels, strict=True):
         for read, colour in (("attention", "C0"), ("grid", "C1"), ("mean", "C2")):
             for source, style in (("layers", "-o"), ("random_decoder", ":x")):
-                values = [row[read][key] for row in result[source]]
+                if not (values := [row[read][key] for row in result[source]]):
+                    continue  # no controls
                 name = result["backbone"] if source == "layers" else "random decoder"
                 axis.plot(values, style, color=colour, label=f"{name}, {read}", markersize=4)
         axis.axhline(result["cnn"][key], color="black", label="CNN end to end")
