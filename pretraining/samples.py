@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretraining.sampling import draw
 from pretraining.shards import Clips, Manifest
-from toto_robot.backbone.causal import VIDEO_START, to_sequence
+from toto_robot.backbone.causal import IMAGE_START, VIDEO_START, to_sequence
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,37 @@ class ShardSamples:
 
     def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
         return self.at(draw(seed, numbers, len(self)))
+
+
+class PictureSamples:
+    """Sequences of T pictures of one folder, chosen at random, as if they were a clip's frames.
+
+    Paper, section 3.4. Sample k of a run holds its pictures number k * T to k * T + T - 1, and each
+    epoch of pictures has an order of its own, with every picture in it once.
+
+    Args:
+        pictures: clips of one frame.
+
+    Raises:
+        ValueError: there are fewer than T pictures.
+    """
+
+    def __init__(self, pictures: Clips, per_sample: int) -> None:
+        self.pictures, self.per_sample = pictures, per_sample
+        self.manifest, self.manifest_sha256 = pictures.manifest, pictures.manifest_sha256
+        if len(pictures) < per_sample:
+            raise ValueError(
+                f"{len(pictures)} pictures do not make one sequence of frames={per_sample}; lower "
+                "it, or keep more pictures for this part (held_out= of pretraining.tokenize)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pictures) // self.per_sample
+
+    def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        return self.draw(0, indices)
+
+    def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
+        places = np.asarray(numbers)[:, None] * self.per_sample + np.arange(self.per_sample)
+        codes = self.pictures.batch(draw(seed, places.ravel(), len(self.pictures)))
+        return Batch(codes.reshape(*places.shape, -1), IMAGE_START)

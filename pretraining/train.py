@@ -26,18 +26,18 @@ from pretraining.checkpoints import Checkpoints
 from pretraining.cli import parse
 from pretraining.export import export, start_from
 from pretraining.index import INDEX
+from pretraining.mixture import Mixture, open_shards, shard_folders
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
 from pretraining.pixels import Ahead, Augment, PixelSamples, open_pixels
 from pretraining.progress import Interrupt, settings_of
-from pretraining.samples import Samples, ShardSamples
-from pretraining.shards import Clips, Manifest
+from pretraining.samples import Samples
+from pretraining.shards import Manifest
 from pretraining.tracker import Tracker
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.models import make_model, model_config, num_parameters
 from toto_robot.backbone.precision import has_fast_bfloat16
-from toto_robot.backbone.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,10 @@ class Config:
     """Pre-train a causal model on token shards. Options left at None follow the model's recipe."""
 
     model: str  # tiny, base, large, 1b, gpt2-280m, mamba-290m, ...
-    data: Path  # a folder written by pretraining.tokenize, or by pretraining.index
+    data: Path  # written by pretraining.tokenize or index; a folder of shards' folders; or "a,b,c"
     out: Path
     steps: int
+    mixture: str | None = None  # "paper" or "name:weight,..."; none: in proportion to their tokens
     layers: int | None = None  # instead of the model's
     frames: int | None = None  # per sequence
     stride: int = 4  # between the frames of a sequence
@@ -133,7 +134,7 @@ def make_tracker(
 
 
 def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples]:
-    """Training and held-out samples; ValueError when tokenizer and shards do not belong together."""
+    """Training and held-out samples: of an index of videos, or of one or more folders of shards."""
     assert config.frames
     if (config.data / INDEX).is_file():
         return open_pixels(
@@ -149,17 +150,9 @@ def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples
             f"augment={config.augment} needs pixels, and {config.data} holds tokens of one crop; "
             "index the videos instead: python -m pretraining.index"
         )
-    clips = Clips(config.data, frames=config.frames, stride=config.stride)
-    test = Clips(
-        config.data, frames=config.frames, stride=config.stride, held_out=True, verify=False
+    return open_shards(
+        config.data, frames=config.frames, stride=config.stride, mixture=config.mixture
     )
-    _, tokenizer = load_tokenizer(config.data)
-    if tokenizer["sha256"] != clips.manifest.tokenizer_sha256:
-        raise ValueError(
-            f"the tokenizer in {config.data} has SHA-256 {tokenizer['sha256'][:12]}…, the shards "
-            f"were made with {clips.manifest.tokenizer_sha256[:12]}…; run pretraining.tokenize again"
-        )
-    return ShardSamples(clips), ShardSamples(test)
 
 
 @contextlib.contextmanager
@@ -184,6 +177,19 @@ def held_out_loss(model: CausalModel, data: Samples, batch: int, world: World, c
         samples = data.at(chosen[first : first + batch]).to(world.device)
         total += model.token_losses(samples.sequence).mean(dim=1).sum()
     return world.sum(total)[0] / count
+
+
+def held_out_losses(
+    model: CausalModel, data: Samples, batch: int, world: World, count: int
+) -> dict[str, float]:
+    """`held_out_loss`; for a mixture also that of every part, and the first is their weighted mean."""
+    if not isinstance(data, Mixture):
+        return {"held_out_loss": held_out_loss(model, data, batch, world, count)}
+    losses = {
+        name: held_out_loss(model, part, batch, world, count) for name, part in data.parts.items()
+    }
+    mean = sum(data.shares[name] * loss for name, loss in losses.items())
+    return {"held_out_loss": mean} | {f"held_out_loss_{k}": loss for k, loss in losses.items()}
 
 
 def micro_batches(config: Config, step: int, world: World) -> list[np.ndarray]:
@@ -232,7 +238,9 @@ def write_results(
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
     results = {**results, "held_out_loss": held_out[-1][1]}
-    digest = export(state, size, config.model, config.data, data.manifest, config.out, results)
+    live = (config.data / INDEX).is_file()
+    tokenizer = config.data if live else next(iter(shard_folders(config.data).values()))
+    digest = export(state, size, config.model, tokenizer, data.manifest, config.out, results)
     title = f"{config.model}, {results['tokens_seen'] / 1e6:.1f}M tokens"
     steps, losses = [x["step"] for x in lines], [x["loss"] for x in lines]
     plot_curve(steps, losses, held_out, config.out / "loss.png", title)
@@ -290,7 +298,7 @@ def run(config: Config, world: World) -> None:
         report = {"loss": loss, "norm": norm}
         if step % config.eval_every == 0 or step == config.steps - 1:
             with fast_math(world, bfloat16):
-                report["held_out_loss"] = held_out_loss(model, test, micro_of(config), world, 32)
+                report |= held_out_losses(model, test, micro_of(config), world, 32)
         tracker.report(step, **report)
         if stop:
             checkpoints.save(step + 1, guard.history)
