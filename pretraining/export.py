@@ -10,7 +10,7 @@ from torch import Tensor
 from pretraining.shards import Manifest
 from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.models import config_from_json, family_of, make_model, num_parameters
-from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.backbone.tokenizers import load_tokenizer, save_decoder
 from toto_robot.backbone.weights import read_weights, save_weights, tensors_sha256
 
 
@@ -23,8 +23,12 @@ def export(
     out: Path,
     results: dict[str, Any],
 ) -> str:
-    """Write backbone.safetensors (tokenizer encoder and `state`) and backbone.json; the SHA-256."""
+    """Write backbone.safetensors (tokenizer encoder and `state`) and backbone.json; the SHA-256.
+
+    Beside them backbone-decoder.safetensors, which makes pictures of codes (pretraining.generate).
+    """
     tokenizer, about = load_tokenizer(data)
+    save_decoder(tokenizer, out / "backbone-decoder.safetensors")
     tensors = {f"encoder.{name}": t for name, t in tokenizer.encoder.state_dict().items()}
     tensors |= {f"decoder.{name}": t for name, t in state.items()}
     if config.tied:

@@ -33,7 +33,7 @@ LOGITS = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log() + 5.0
     ],
 )
 def test_probabilities_by_hand(sampling: Sampling, expected: list[float]) -> None:
-    torch.testing.assert_close(probabilities(LOGITS, sampling), torch.tensor([expected]))
+    torch.testing.assert_close(probabilities(LOGITS, sampling), torch.tensor([expected]).float())
 
 
 def test_draws_follow_the_shares_and_are_never_special() -> None:

@@ -98,9 +98,12 @@ def find_weights(name: str, weights: str | None) -> Path:
 
 
 def encoder_and_trunk(
-    path: Path, size: str, layer: int | None
+    path: Path, size: str, layer: int | None, *, head: bool = False
 ) -> tuple[TokenEncoder, CausalModel, dict[str, Any], CausalConfig]:
-    """Read a weights file; only the first `layer` blocks (all when None) are built."""
+    """Read a weights file; only the first `layer` blocks (all when None) are built.
+
+    With `head`, the final norm and the output projection come with all of them.
+    """
     tensors, about = read_weights(path)
     if about.get("kind") != "toto" or about.get("model") != size:
         raise ValueError(
@@ -111,7 +114,9 @@ def encoder_and_trunk(
     encoder = make_encoder(kind, about["tokenizer"], str(path))
     full = config_from_json(about.get("family", "llama"), about["decoder"], str(path))
     depth = full.layers if layer is None else check_layer(layer, full)
-    trunk = make_model(replace(full, layers=depth), head=False)
+    trunk = make_model(replace(full, layers=depth), head=head)
+    if head and full.tied and "decoder.embedding.weight" in tensors:
+        tensors["decoder.head.weight"] = tensors["decoder.embedding.weight"]
     for module, prefix in ((encoder, "encoder."), (trunk, "decoder.")):
         part = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         wanted = module.state_dict().keys()
@@ -128,6 +133,21 @@ def encoder_and_trunk(
     return encoder, trunk, about, full
 
 
+def load_with_head(
+    name: str, weights: str | None = None
+) -> tuple[TokenEncoder, CausalModel, dict[str, Any], Path]:
+    """Tokenizer encoder, model with its next-token head, what the JSON says, and where it was.
+
+    `name` and `weights` as in `load_backbone`; there is no point in random weights here.
+
+    Raises:
+        WeightsNotFoundError, ValueError: as `load_backbone`; also for files without a head.
+    """
+    path = find_weights(name, weights)
+    encoder, model, about, _ = encoder_and_trunk(path, check_name(name), None, head=True)
+    return encoder.eval(), model.eval(), about, path
+
+
 def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, CausalConfig]:
     """Untrained encoder and trunk, the same on every machine."""
     size, tokenizer = BACKBONES[name]
@@ -137,6 +157,14 @@ def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, Ca
     torch.manual_seed(RANDOM_SEED)
     encoder, decoder = Encoder(config), make_model(full)
     return encoder, decoder.truncate(depth), full
+
+
+def check_name(name: str) -> str:
+    """The row of `MODELS` that a backbone's name stands for."""
+    if name not in BACKBONES:
+        known = ", ".join(BACKBONES)
+        raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, BACKBONES)}")
+    return BACKBONES[name][0]
 
 
 def check_layer(layer: int, config: CausalConfig) -> int:
@@ -171,10 +199,7 @@ def load_backbone(
         WeightsNotFoundError: there are no weights; the message says how to get some.
         ValueError: unknown name, layer or readout; damaged or mismatched weights.
     """
-    if name not in BACKBONES:
-        known = ", ".join(BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, BACKBONES)}")
-    size = BACKBONES[name][0]
+    size = check_name(name)
     layer = MODELS[size].layers // 2 if layer is None else layer
     depth = None if all_layers else layer
     with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
