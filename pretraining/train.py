@@ -25,8 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretraining.checkpoints import Checkpoints
 from pretraining.cli import parse
 from pretraining.export import export, start_from
+from pretraining.flops import flops_per_token, peak_flops
 from pretraining.index import INDEX
 from pretraining.mixture import Mixture, open_shards, shard_folders
+from pretraining.mup import mup_groups, scale_weights, with_multipliers
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
@@ -36,7 +38,7 @@ from pretraining.samples import Samples
 from pretraining.shards import Manifest
 from pretraining.tracker import Tracker
 from toto_robot.backbone.causal import CausalConfig, CausalModel
-from toto_robot.backbone.models import make_model, model_config, num_parameters
+from toto_robot.backbone.models import make_model, model_config, num_parameters, resized
 from toto_robot.backbone.precision import has_fast_bfloat16
 
 
@@ -49,7 +51,9 @@ class Config:
     out: Path
     steps: int
     mixture: str | None = None  # "paper" or "name:weight,..."; none: in proportion to their tokens
-    layers: int | None = None  # instead of the model's
+    layers: int | None = None  # instead of the model's; so the next two
+    width: int | None = None  # the MLP's keeps its ratio
+    heads: int | None = None
     frames: int | None = None  # per sequence
     stride: int = 4  # between the frames of a sequence
     augment: Augment = "none"  # random crops, by chance mirrored; of an index only
@@ -63,6 +67,8 @@ class Config:
     grad_clip: float = 1.0
     spike: float = 8.0  # standard deviations above the recent losses: not learnt from
     spike_patience: int = 5  # such batches in a row: stop
+    mup: bool = False  # lr holds at every width: it is that of base_width
+    base_width: int = 256
     rope_base: float = 10_000.0
     init_from: Path | None = None  # an exported backbone to start from
     seed: int = 0
@@ -92,17 +98,18 @@ def with_recipe(config: Config) -> Config:
 def size_of(config: Config, vocabulary: int) -> CausalConfig:
     """The model's row with this run's overrides."""
     size = replace(model_config(config.model), vocabulary=vocabulary)
-    if config.layers is not None:
-        size = replace(size, layers=config.layers)
+    size = resized(size, dim=config.width, heads=config.heads, layers=config.layers)
     if hasattr(size, "rope_base"):
         size = replace(size, rope_base=config.rope_base)  # pyright: ignore[reportCallIssue]
-    return size
+    return with_multipliers(size, config.base_width) if config.mup else size
 
 
 def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel, bool]:
     """The model on its device(s), and whether it computes in bfloat16."""
     torch.manual_seed(config.seed)
     model = make_model(size_of(config, manifest.vocabulary)).train()
+    if config.mup:
+        scale_weights(model, model.config.dim / config.base_width)
     if config.init_from is not None:
         start_from(model, config.init_from, manifest)
     kind, wanted = world.device.type, config.precision
@@ -112,9 +119,23 @@ def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel
     return model, bfloat16
 
 
+def optimizer_for(model: CausalModel, config: Config) -> torch.optim.AdamW:
+    if config.mup:
+        ratio = model.config.dim / config.base_width
+        return make_optimizer(mup_groups(model, config.weight_decay, ratio))
+    return make_optimizer(standard_groups(model, config.weight_decay))
+
+
 def make_tracker(
-    config: Config, size: CausalConfig, tokens_per_step: int, first_step: int, world: World
+    config: Config,
+    size: CausalConfig,
+    tokens_per_step: int,
+    first_step: int,
+    world: World,
+    bfloat16: bool,
 ) -> Tracker:
+    assert config.batch_size
+    peak = peak_flops(world.device, bfloat16=bfloat16)
     if world.is_main:
         print(
             f"{config.model}: {num_parameters(size) / 1e6:.1f}M parameters, {tokens_per_step} tokens "
@@ -126,8 +147,8 @@ def make_tracker(
         first_step=first_step,
         steps=config.steps,
         tokens_per_step=tokens_per_step,
-        flops_per_token={},
-        peak_flops=None,
+        flops_per_token=flops_per_token(size, tokens_per_step // config.batch_size),
+        peak_flops=None if peak is None else peak * world.size,
         wandb=config.wandb,
         description=config.model,
     )
@@ -270,14 +291,14 @@ def run(config: Config, world: World) -> None:
     # Model and optimiser, new or from where an earlier run stopped.
     model, bfloat16 = build(config, data.manifest, world)
     size = model.config
-    optimizer = make_optimizer(standard_groups(model, config.weight_decay))
+    optimizer = optimizer_for(model, config)
     settings = settings_of(config, FREE) | {"manifest_sha256": data.manifest_sha256}
     if config.resume == "never" and world.is_main:
         shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(config.out / "checkpoints", model, optimizer, settings, world)
     first_step, history = checkpoints.load()
     guard = SpikeGuard(config.spike, config.spike_patience, history)
-    tracker = make_tracker(config, size, tokens_per_step, first_step, world)
+    tracker = make_tracker(config, size, tokens_per_step, first_step, world, bfloat16)
     data = drawn_ahead(data, config, first_step, world)
 
     # Training. A step's samples follow from its number, so that is all there is to resume.

@@ -36,6 +36,14 @@ SIZES = {
     "base": DecoderConfig(dim=768, heads=12, layers=12, mlp=3072),
     "large": DecoderConfig(dim=1024, heads=16, layers=16, mlp=4096),
     "1b": DecoderConfig(dim=2048, heads=16, layers=22, mlp=5632),
+    # The scaling family (Table 15), read VQGAN codes. Its rows follow from Fig. 9 as far as they
+    # can; an MLP of 8/3 of the width does too, here rounded to whole 64s.
+    "a1": DecoderConfig(dim=256, heads=16, layers=12, mlp=704, vocabulary=16384),
+    "a2": DecoderConfig(dim=512, heads=16, layers=16, mlp=1344, vocabulary=16384),
+    "a3": DecoderConfig(dim=768, heads=16, layers=20, mlp=2048, vocabulary=16384),
+    "a4": DecoderConfig(dim=1024, heads=16, layers=24, mlp=2752, vocabulary=16384),
+    "a5": DecoderConfig(dim=1536, heads=16, layers=28, mlp=4096, vocabulary=16384),
+    "a6": DecoderConfig(dim=1792, heads=16, layers=32, mlp=4800, vocabulary=16384),
 }
 
 

@@ -20,6 +20,7 @@ from toto_robot.backbone.memory import LayerKeyValues, Memory
 class GPT2Config(CausalConfig):
     heads: int
     context: int = 4097  # the longest sequence with positions of its own: start and 16 frames
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head width)
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
@@ -36,7 +37,7 @@ GPT2_SIZES = {
 class GPT2Block(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        dim, self.heads = config.dim, config.heads
+        dim, self.heads, self.scale = config.dim, config.heads, config.attention_scale
         self.attention_norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp_norm = nn.LayerNorm(dim, eps=config.norm_eps)
@@ -47,9 +48,11 @@ class GPT2Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x_BND)).view(B, N, 3, self.heads, D // self.heads)
         q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
         if past is None:
-            y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, is_causal=True)
+            y_BHNK = F.scaled_dot_product_attention(
+                q_BHNK, k_BHNK, v_BHNK, is_causal=True, scale=self.scale
+            )
         else:
-            y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK)
+            y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)
         x_BND = x_BND + self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
         hidden = F.gelu(self.up(self.mlp_norm(x_BND)), approximate="tanh")
         return x_BND + self.down(hidden)

@@ -1,5 +1,6 @@
 """The families of causal models behind one door: name -> configuration -> model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,28 @@ def model_config(name: str) -> CausalConfig:
         known = ", ".join(MODELS)
         raise ValueError(f"unknown model {name!r}, known: {known}.{nearest(name, MODELS)}")
     return MODELS[name]
+
+
+def resized(
+    config: CausalConfig,
+    *,
+    dim: int | None = None,
+    heads: int | None = None,
+    layers: int | None = None,
+) -> CausalConfig:
+    """Another width, number of heads or depth; the MLP keeps its ratio to the width.
+
+    Raises:
+        ValueError: `heads` for a family without heads, or a width that they do not divide.
+    """
+    changes: dict[str, Any] = {"dim": dim or config.dim, "layers": layers or config.layers}
+    if heads is not None:
+        if not hasattr(config, "heads"):
+            raise ValueError(f"heads={heads}: the {family_of(config)} family has no heads")
+        changes["heads"] = heads
+    if isinstance(config, DecoderConfig):
+        changes["mlp"] = round(config.mlp * changes["dim"] / config.dim)
+    return replace(config, **changes)
 
 
 def family_of(config: CausalConfig) -> str:
