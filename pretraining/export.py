@@ -10,7 +10,7 @@ from torch import Tensor
 from pretraining.shards import Manifest
 from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.models import config_from_json, family_of, make_model, num_parameters
-from toto_robot.backbone.tokenizers import load_tokenizer, save_decoder
+from toto_robot.backbone.tokenizers import PATCHES, load_tokenizer, save_decoder
 from toto_robot.backbone.weights import read_weights, save_weights, tensors_sha256
 
 
@@ -26,10 +26,15 @@ def export(
     """Write backbone.safetensors (tokenizer encoder and `state`) and backbone.json; the SHA-256.
 
     Beside them backbone-decoder.safetensors, which makes pictures of codes (pretraining.generate).
+    A model of patches takes no tokenizer along.
     """
-    tokenizer, about = load_tokenizer(data)
-    save_decoder(tokenizer, out / "backbone-decoder.safetensors")
-    tensors = {f"encoder.{name}": t for name, t in tokenizer.encoder.state_dict().items()}
+    if config.patch:
+        kind, tokenizer, encoder = PATCHES, {"stride": config.patch}, {}
+    else:
+        whole, about = load_tokenizer(data)
+        save_decoder(whole, out / "backbone-decoder.safetensors")
+        kind, tokenizer, encoder = about["kind"], about["config"], whole.encoder.state_dict()
+    tensors = {f"encoder.{name}": t for name, t in encoder.items()}
     tensors |= {f"decoder.{name}": t for name, t in state.items()}
     if config.tied:
         del tensors["decoder.head.weight"]
@@ -38,10 +43,10 @@ def export(
         "model": model,
         "family": family_of(config),
         "decoder": dataclasses.asdict(config),
-        "tokenizer_kind": about["kind"],
-        "tokenizer": about["config"],
+        "tokenizer_kind": kind,
+        "tokenizer": tokenizer,
         "tokenizer_sha256": manifest.tokenizer_sha256,
-        "encoder_sha256": tensors_sha256(tokenizer.encoder.state_dict()),
+        "encoder_sha256": tensors_sha256(encoder),
         "resolution": manifest.resolution,
         "parameters": num_parameters(config),
         **results,

@@ -102,7 +102,7 @@ def distribute(model: CausalModel, world: World, *, bfloat16: bool, compile: boo
     for block in model.blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
-    for name in ("token_losses", "hidden_states"):
+    for name in ("clip_losses", "token_losses", "hidden_states"):
         register_fsdp_forward_method(model, name)
 
 

@@ -57,14 +57,15 @@ def plot_curve(
     held_out: Sequence[tuple[int, float]],
     path: Path,
     title: str,
+    unit: str = "nats per token",
 ) -> None:
-    """Next-token loss in nats against optimiser steps."""
+    """Next-token loss against optimiser steps."""
     figure, axis = plt.subplots(figsize=(6, 3.5))
     axis.plot(steps, losses, linewidth=0.6, alpha=0.6, label="training")
     if held_out:
         axis.plot(*zip(*held_out, strict=True), marker=".", label="held-out videos")
     axis.set_xlabel("step")
-    axis.set_ylabel("next-token loss (nats per token)")
+    axis.set_ylabel(f"next-token loss ({unit})")
     axis.set_title(title)
     axis.legend()
     save(figure, path)

@@ -183,9 +183,20 @@ def open_pixels(
     threads: int,
     codes: bool = True,
 ) -> tuple[PixelSamples, PixelSamples]:
-    """Training and held-out samples of an index; without `codes` no tokenizer is run."""
-    encoder = load_tokenizer(folder)[0].encoder.to(device).requires_grad_(False) if codes else None
-    torch.backends.cudnn.allow_tf32 = False  # the only convolutions here are the tokenizer's
+    """Training and held-out samples of an index; without `codes` no tokenizer is run.
+
+    Raises:
+        ValueError: codes are wanted and the index names no tokenizer; or as `read_index`.
+    """
+    encoder = None
+    if codes:
+        if not read_index(folder)[0].vocabulary:
+            raise ValueError(
+                f"{folder} was made without a tokenizer, so there are no codes; index the videos "
+                "with tokenizer=<folder>, or train with objective=patch"
+            )
+        encoder = load_tokenizer(folder)[0].encoder.to(device).requires_grad_(False)
+        torch.backends.cudnn.allow_tf32 = False  # float32 in the tokenizer's convolutions too
     options: dict[str, Any] = {"frames": frames, "stride": stride, "threads": threads}
     training = PixelSamples(folder, encoder, augment=augment, **options)
     return training, PixelSamples(folder, encoder, held_out=True, **options)

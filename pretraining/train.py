@@ -29,6 +29,7 @@ from pretraining.flops import flops_per_token, peak_flops
 from pretraining.index import INDEX
 from pretraining.mixture import Mixture, open_shards, shard_folders
 from pretraining.mup import mup_groups, scale_weights, with_multipliers
+from pretraining.objectives import UNITS, Objective, tokens_per_frame, with_objective
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
@@ -51,6 +52,8 @@ class Config:
     out: Path
     steps: int
     mixture: str | None = None  # "paper" or "name:weight,..."; none: in proportion to their tokens
+    objective: Objective = "code"  # patch, patch-code: read pixels, predict patches or codes
+    patch: int | None = None  # pixels a side; None: the tokenizer's stride, without one 16
     layers: int | None = None  # instead of the model's; so the next two
     width: int | None = None  # the MLP's keeps its ratio
     heads: int | None = None
@@ -95,9 +98,10 @@ def with_recipe(config: Config) -> Config:
     return replace(config, **{k: v for k, v in recipe.items() if getattr(config, k) is None})
 
 
-def size_of(config: Config, vocabulary: int) -> CausalConfig:
+def size_of(config: Config, manifest: Manifest) -> CausalConfig:
     """The model's row with this run's overrides."""
-    size = replace(model_config(config.model), vocabulary=vocabulary)
+    size = replace(model_config(config.model), vocabulary=manifest.vocabulary)
+    size = with_objective(size, config.objective, config.patch, manifest)
     size = resized(size, dim=config.width, heads=config.heads, layers=config.layers)
     if hasattr(size, "rope_base"):
         size = replace(size, rope_base=config.rope_base)  # pyright: ignore[reportCallIssue]
@@ -107,7 +111,7 @@ def size_of(config: Config, vocabulary: int) -> CausalConfig:
 def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel, bool]:
     """The model on its device(s), and whether it computes in bfloat16."""
     torch.manual_seed(config.seed)
-    model = make_model(size_of(config, manifest.vocabulary)).train()
+    model = make_model(size_of(config, manifest)).train()
     if config.mup:
         scale_weights(model, model.config.dim / config.base_width)
     if config.init_from is not None:
@@ -158,6 +162,8 @@ def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples
     """Training and held-out samples: of an index of videos, or of one or more folders of shards."""
     assert config.frames
     if (config.data / INDEX).is_file():
+        if config.mixture is not None:
+            raise SystemExit(f"mixture={config.mixture} is of shards; {config.data} is an index")
         return open_pixels(
             config.data,
             frames=config.frames,
@@ -165,6 +171,12 @@ def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples
             augment=config.augment,
             device=device,
             threads=config.readers,
+            codes=config.objective != "patch",
+        )
+    if config.objective != "code":
+        raise SystemExit(
+            f"objective={config.objective} reads pixels, and {config.data} holds tokens; index the "
+            "videos instead: python -m pretraining.index"
         )
     if config.augment != "none":
         raise SystemExit(
@@ -190,13 +202,13 @@ def fast_math(world: World, bfloat16: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def held_out_loss(model: CausalModel, data: Samples, batch: int, world: World, count: int) -> float:
-    """Loss in nats per token on evenly spaced held-out samples."""
+    """Mean loss on evenly spaced held-out samples."""
     count = max(1, min(count, len(data)) // world.size) * world.size
     chosen = np.linspace(0, len(data) - 1, count).astype(int)[world.rank :: world.size]
     total = torch.zeros((), device=world.device)
     for first in range(0, len(chosen), batch):
-        samples = data.at(chosen[first : first + batch]).to(world.device)
-        total += model.token_losses(samples.sequence).mean(dim=1).sum()
+        b = data.at(chosen[first : first + batch]).to(world.device)
+        total += model.clip_losses(b.codes, b.starts, b.frames).mean(dim=1).sum()
     return world.sum(total)[0] / count
 
 
@@ -243,10 +255,11 @@ def accumulate(
     total = torch.zeros((), device=world.device)
     parts = micro_batches(config, step, world)
     for numbers in parts:
-        batch = data.draw(config.seed, numbers).to(world.device)
+        b = data.draw(config.seed, numbers).to(world.device)
         sync_gradients(model, last=numbers is parts[-1])
         with fast_math(world, bfloat16):
-            loss = model.token_losses(batch.sequence).mean() * (len(numbers) / config.batch_size)
+            loss = model.clip_losses(b.codes, b.starts, b.frames).mean()
+            loss = loss * (len(numbers) / config.batch_size)
         (loss * world.size).backward()  # FSDP averages over the ranks
         total += loss.detach()
     return total
@@ -264,9 +277,10 @@ def write_results(
     digest = export(state, size, config.model, tokenizer, data.manifest, config.out, results)
     title = f"{config.model}, {results['tokens_seen'] / 1e6:.1f}M tokens"
     steps, losses = [x["step"] for x in lines], [x["loss"] for x in lines]
-    plot_curve(steps, losses, held_out, config.out / "loss.png", title)
+    unit = UNITS[size.predicts]
+    plot_curve(steps, losses, held_out, config.out / "loss.png", title, unit)
     path = config.out / "backbone.safetensors"
-    print(f"{path} sha256 {digest[:12]}, held-out {held_out[-1][1]:.3f} nats per token")
+    print(f"{path} sha256 {digest[:12]}, held-out {held_out[-1][1]:.3f} {unit}")
 
 
 def main(config: Config) -> None:
@@ -286,11 +300,11 @@ def run(config: Config, world: World) -> None:
         )
     interrupt = Interrupt()
     data, test = open_samples(config, world.device)
-    tokens_per_step = config.batch_size * config.frames * data.manifest.tokens_per_frame
 
     # Model and optimiser, new or from where an earlier run stopped.
     model, bfloat16 = build(config, data.manifest, world)
     size = model.config
+    tokens_per_step = config.batch_size * config.frames * tokens_per_frame(size, data.manifest)
     optimizer = optimizer_for(model, config)
     settings = settings_of(config, FREE) | {"manifest_sha256": data.manifest_sha256}
     if config.resume == "never" and world.is_main:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining import tokenize
+from pretraining import index, tokenize
 from toto_robot.backbone.dvae import DVAE, DVAE_SIZES
 from toto_robot.backbone.tokenizers import save_tokenizer
 
@@ -28,6 +28,18 @@ def write_film(path: Path, seed: int, frames: int, width: int = 32, height: int 
             picture = np.empty((height, width, 3), np.uint8)
             picture[:] = ground
             picture[8:20, i % 16 : i % 16 + 12] = colour
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_noise(path: Path, frames: int, width: int, **options: str) -> None:
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"g": "7", "bf": "3", **options})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, 32, "yuv420p"
+        for _ in range(frames):
+            picture = random.integers(0, 256, (32, width, 3)).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
@@ -62,6 +74,23 @@ def shards(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactor
         )
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def live(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("live")
+    index.main(index.Config(data=films, tokenizer=tokenizer, out=out, held_out=0.2))
+    return out
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise, twice as wide as high, so that every crop is another picture; without a tokenizer."""
+    films, out = tmp_path_factory.mktemp("wide_films"), tmp_path_factory.mktemp("wide")
+    for i in range(3):
+        write_noise(films / f"{i}.mp4", frames=40, width=64)
+    index.main(index.Config(data=films, out=out, resolution=32))
+    return out
 
 
 @pytest.fixture(autouse=True)

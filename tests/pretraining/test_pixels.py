@@ -15,37 +15,8 @@ from pretraining.pixels import Ahead, PixelSamples, crops_of, open_pixels, read_
 from pretraining.samples import ShardSamples
 from pretraining.shards import Clips
 from pretraining.video import Crop, read_frames
-from tests.pretraining.conftest import write_film
+from tests.pretraining.conftest import write_film, write_noise
 from tests.pretraining.test_training import SMALL, losses
-
-
-@pytest.fixture(scope="module")
-def live(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("live")
-    index.main(index.Config(data=films, tokenizer=tokenizer, out=out, held_out=0.2))
-    return out
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise, twice as wide as high, so that every crop is another picture; without a tokenizer."""
-    films, out = tmp_path_factory.mktemp("wide_films"), tmp_path_factory.mktemp("wide")
-    for i in range(3):
-        write_noise(films / f"{i}.mp4", frames=40, width=64)
-    index.main(index.Config(data=films, out=out, resolution=32))
-    return out
-
-
-def write_noise(path: Path, frames: int, width: int, **options: str) -> None:
-    random = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"g": "7", "bf": "3", **options})
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, 32, "yuv420p"
-        for _ in range(frames):
-            picture = random.integers(0, 256, (32, width, 3)).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def open_live(folder: Path, **changes: object) -> tuple[PixelSamples, PixelSamples]:

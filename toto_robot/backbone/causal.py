@@ -3,17 +3,27 @@
 A sequence is [start, frame 1 in raster order, frame 2, ...]; the model reads all but its last token
 and predicts all but its first. Token ids (the paper shows ids 1, 2, 3 and leaves the rest open): 0
 padding, 1 start of a video, 2 end, 3 start of an image sequence, and code + 4 for a visual code.
+
+A model with `patch` in its configuration reads rows of pixels instead of ids (see patches.py); its
+`tokens` are float32 [B, N, W] and everything else stays as it is.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone.memory import KeyValues, Memory
+from toto_robot.backbone.patches import (
+    PatchEmbedding,
+    normalised,
+    patch_width,
+    to_patch_sequence,
+    to_patches,
+)
 
 PAD, VIDEO_START, END, IMAGE_START = range(4)
 NUM_SPECIALS = 4
@@ -29,11 +39,18 @@ class CausalConfig:
     tied: bool = True  # output projection = embedding; counted once, the paper's sizes come out
     norm_eps: float = 1e-5
     output_scale: float = 1.0  # of the logits; muP's 1 / width multiplier
+    patch: int = 0  # pixels a side of the patches that are read; 0: token ids are read
+    predicts: Literal["code", "patch"] = "code"  # a model that reads codes predicts codes
 
     @property
     def rows(self) -> int:
         """Rows of the embedding table: special ids and visual codes."""
         return self.vocabulary + NUM_SPECIALS
+
+    @property
+    def outputs(self) -> int:
+        """Width of a prediction: scores of the token ids, or the values of a patch."""
+        return patch_width(self.patch) if self.predicts == "patch" else self.rows
 
 
 class CausalModel(nn.Module):
@@ -46,13 +63,17 @@ class CausalModel(nn.Module):
     def __init__(self, config: Any, *, head: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.rows, config.dim)
+        if config.patch:
+            self.embedding = PatchEmbedding(config.patch, config.dim)
+        else:
+            self.embedding = nn.Embedding(config.rows, config.dim)
         self.make_positions()
         self.blocks = nn.ModuleList(self.make_block() for _ in range(config.layers))
         if head:
             self.norm = self.make_norm()
-            self.head = nn.Linear(config.dim, config.rows, bias=False)
+            self.head = nn.Linear(config.dim, config.outputs, bias=False)
             if config.tied:
+                assert not config.patch, "an embedding of patches does not fit the output"
                 self.head.weight = self.embedding.weight
             self.initialise()
 
@@ -130,11 +151,41 @@ class CausalModel(nn.Module):
 
     def token_losses(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, "B N-1"]:
         """Next-token loss in nats of each position: [start, t1..] are read, [t1..tn] predicted."""
-        logits = self(sequence[:, :-1])
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), sequence[:, 1:].flatten(), reduction="none"
-        )
-        return losses.view(len(sequence), -1)
+        return surprise(self(sequence[:, :-1]), sequence[:, 1:])
+
+    def clip_losses(
+        self,
+        codes: Integer[Tensor, "B T N"],
+        starts: int | Int[Tensor, " B"] = VIDEO_START,
+        frames: UInt8[Tensor, "B T R R 3"] | None = None,
+    ) -> Float[Tensor, "B L"]:
+        """The loss at each code or patch of B clips of T frames, of whatever this model predicts.
+
+        Nats for codes; for patches the mean squared error of their normalised values, where 1 is as
+        good as knowing nothing.
+
+        Raises:
+            ValueError: it reads patches and there are no frames, or no code to each patch.
+        """
+        if not self.config.patch:
+            return self.token_losses(to_sequence(codes, starts))
+        if frames is None:
+            raise ValueError("this model reads patches; it was given codes without their frames")
+        patches = to_patches(frames.flatten(0, 1), self.config.patch).unflatten(0, frames.shape[:2])
+        outputs = self(self.sequence(patches, starts)[:, :-1])
+        if self.config.predicts == "patch":
+            return (outputs.float() - normalised(patches.flatten(1, 3))).square().mean(dim=-1)
+        if codes.shape[1:].numel() != outputs.shape[1]:
+            raise ValueError(
+                f"{outputs.shape[1]} patches and {codes.shape[1:].numel()} codes a clip"
+            )
+        return surprise(outputs, codes.flatten(1).long() + NUM_SPECIALS)
+
+    def sequence(self, visual: Tensor, start: int | Tensor = VIDEO_START) -> Tensor:
+        """What is read: start and codes (any shape after the batch), or start and patches [..., P]."""
+        if self.config.patch:
+            return to_patch_sequence(visual, start == IMAGE_START)
+        return to_sequence(visual, start)
 
     def loss(self, sequence: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
         """Mean next-token loss in nats."""
@@ -153,6 +204,12 @@ class CausalModel(nn.Module):
         wanted = trunk.state_dict().keys()
         trunk.load_state_dict({name: t for name, t in self.state_dict().items() if name in wanted})
         return trunk.to(self.embedding.weight.device)
+
+
+def surprise(logits: Float[Tensor, "B N V"], ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    """Cross-entropy in nats."""
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none")
+    return losses.view(ids.shape)
 
 
 def to_sequence(codes: Int[Tensor, "B ..."], start: int | Tensor = VIDEO_START) -> Tensor:

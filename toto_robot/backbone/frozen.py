@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
-from toto_robot.backbone.causal import CausalModel, to_sequence
+from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.precision import fast_matmul
 from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
@@ -151,11 +151,20 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def tokenize(self, frames: Frames) -> Int[Tensor, "*batch h w"]:
-        """Codes of the frames, int64 [B, h, w] or [B, T, h, w], each frame by itself."""
+        """Codes of the frames, int64 [B, h, w] or [B, T, h, w], each frame by itself.
+
+        Raises:
+            ValueError: as `forward`; also when it reads patches, which have no codes.
+        """
+        if self.trunk.config.patch:
+            raise ValueError(
+                f"{self.name} reads patches of {self.trunk.config.patch} px, not codes"
+            )
         codes = self._codes(check_frames(frames))
         return codes if frames.ndim == 5 else codes.squeeze(1)
 
-    def _codes(self, videos: UInt8[Tensor, "B T H W 3"]) -> Int[Tensor, "B T h w"]:
+    def _codes(self, videos: UInt8[Tensor, "B T H W 3"]) -> Shaped[Tensor, "B T h w *P"]:
+        """Codes, or patches where the model reads these."""
         device = self.trunk.embedding.weight.device
         codes = []
         for chunk in videos.flatten(0, 1).split(CHUNK):
@@ -167,7 +176,7 @@ class FrozenBackbone(nn.Module):
     def _states(
         self, videos: UInt8[Tensor, "B T H W 3"], depth: int | None = None
     ) -> list[Float[Tensor, "B T tokens D"]]:
-        tokens = to_sequence(self._codes(videos))
+        tokens = self.trunk.sequence(self._codes(videos))
         with fast_matmul(tokens.device.type):
             states = self.trunk.hidden_states(tokens, self.layer if depth is None else depth)
         per_frame = (videos.shape[1], self.tokens_per_side**2)

@@ -69,8 +69,13 @@ def config_from_json(family: str, fields: dict[str, Any], where: str) -> CausalC
 
 
 def num_parameters(config: CausalConfig) -> int:
-    """Parameters as the paper counts them: tables of `vocabulary` rows, without the special ids."""
+    """Parameters as the paper counts them: tables of `vocabulary` rows, without the special ids.
+
+    Those of models of patches are counted whole.
+    """
     with torch.device("meta"):
         total = sum(p.numel() for p in make_model(config).parameters())
+    if config.patch:
+        return total
     tables = 1 if config.tied else 2
     return total - tables * NUM_SPECIALS * config.dim

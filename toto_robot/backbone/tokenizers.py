@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from toto_robot.backbone import dvae, vqgan
+from toto_robot.backbone.patches import PatchConfig, PatchEncoder
 from toto_robot.backbone.weights import nearest, read_weights, save_weights, tensors_sha256
 
 Tokenizer = dvae.DVAE | vqgan.VQGAN
-TokenEncoder = dvae.Encoder | vqgan.Encoder
+TokenEncoder = dvae.Encoder | vqgan.Encoder | PatchEncoder
 TokenDecoder = dvae.Decoder | vqgan.Decoder
+PATCHES = "patches"  # what models of patches have in place of a tokenizer: no codes, no way back
 KINDS: dict[str, Any] = {  # kind -> (config, encoder, whole)
     "dvae": (dvae.DVAEConfig, dvae.Encoder, dvae.DVAE),
     "vqgan": (vqgan.VQGANConfig, vqgan.Encoder, vqgan.VQGAN),
@@ -38,6 +40,8 @@ def _check_kind(kind: Any, where: str) -> str:
 
 def make_encoder(kind: str, config: dict[str, Any], where: str) -> TokenEncoder:
     """The encoder alone, which is what a frozen backbone needs; `config` as JSON gives it."""
+    if kind == PATCHES:
+        return PatchEncoder(PatchConfig(**config))
     config_class, encoder_class, _ = KINDS[_check_kind(kind, where)]
     return encoder_class(config_class.from_json(config))
 
