@@ -1,6 +1,9 @@
 """Frames out of video files: find, decode with PyAV, resize the shortest side, crop a square."""
 
 import hashlib
+import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,42 +13,56 @@ import av.error
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
+from pretraining.sources import VIDEOS, Source, files_below
+
+# What decoders raise on damaged content, beside FFmpeg's own errors.
+DAMAGE = (OSError, EOFError, ValueError, SyntaxError, ArithmeticError, LookupError, TypeError)
+DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)
 
 
-class CorruptVideoError(ValueError):
-    """A file that should be a video and cannot be decoded to its end."""
+NARROWEST = 50  # ratio of the sides; beyond, resizing the shorter one fills the memory
+
+
+class CorruptSourceError(ValueError):
+    """A file that should be a video or a picture and cannot be decoded to its end."""
+
+
+class CorruptVideoError(CorruptSourceError):
+    """A video of that sort."""
 
 
 def find_videos(folder: Path) -> list[Path]:
     """All videos below `folder`, sorted. FileNotFoundError when there is none."""
-    videos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not videos:
+    try:
+        return files_below(folder, VIDEOS)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no video ({', '.join(sorted(SUFFIXES))}) below {folder.absolute()}; "
-            "film the simulator first: python -m toto_robot.film"
-        )
-    return videos
+            f"{error}; film the simulator first: python -m toto_robot.film"
+        ) from None
+
+
+def hashed_share(names: list[str], fraction: float) -> set[str]:
+    """A share of the names, at least one, that depends on nothing but the names."""
+    count = max(1, round(len(names) * fraction))
+    return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count])
 
 
 def split_videos(
     videos: list[Path], folder: Path, fraction: float
 ) -> tuple[list[Path], list[Path]]:
     """Training and held-out videos: whole videos, chosen by a hash of their name, order kept."""
-    count = max(1, round(len(videos) * fraction))
-    if count >= len(videos):
+    names = [video.relative_to(folder).as_posix() for video in videos]
+    chosen = hashed_share(names, fraction)
+    if len(chosen) >= len(names):
         raise ValueError(
             f"{len(videos)} video(s) below {folder} cannot be split; at least 2 are needed"
         )
-
-    def rank(video: Path) -> str:
-        return hashlib.sha256(video.relative_to(folder).as_posix().encode()).hexdigest()
-
-    held_out = set(sorted(videos, key=rank)[:count])
-    return [v for v in videos if v not in held_out], [v for v in videos if v in held_out]
+    pairs = list(zip(videos, names, strict=True))
+    return [v for v, name in pairs if name not in chosen], [v for v, n in pairs if n in chosen]
 
 
 class Crop(NamedTuple):
@@ -57,6 +74,13 @@ class Crop(NamedTuple):
 
 
 CENTRE = Crop()
+
+
+def crops_of(name: str, count: int) -> list[Crop]:
+    """The centre, then places that a hash of the source's name and the crop's number chooses."""
+    digests = [hashlib.sha256(f"{name}#{crop}".encode()).digest() for crop in range(1, count)]
+    shares = [[int.from_bytes(d[i : i + 4]) / 2**32 for i in (0, 4)] for d in digests]
+    return [CENTRE, *(Crop(down, right) for down, right in shares)]
 
 
 def to_square(
@@ -79,28 +103,107 @@ def place(share: float | None, room: int) -> int:
     return room // 2 if share is None else int(share * (room + 1))
 
 
-def decode(path: Path) -> Iterator[av.VideoFrame]:
-    """All frames of a video. CorruptVideoError names the file and the decoder's complaint."""
-    count = 0
+def decode(path: Path | str, name: str = "") -> Iterator[av.VideoFrame]:
+    """All frames of a video. CorruptVideoError names the file and the decoder's complaint.
+
+    Args:
+        path: a file, or an address as FFmpeg knows them.
+        name: of the video in messages, instead of the path.
+    """
+    count, name = 0, name or str(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise CorruptVideoError(f"{path} has no video stream")
+                raise CorruptVideoError(f"{name} has no video stream")
             expected = container.streams.video[0].frames
             for frame in container.decode(video=0):
                 yield frame
                 count += 1
     except av.error.FFmpegError as error:
         raise CorruptVideoError(
-            f"{path} cannot be decoded after {count} frames: {error}"
+            f"{name} cannot be decoded after {count} frames: {error.strerror}"
         ) from error
     if count == 0 or count < expected:
-        raise CorruptVideoError(f"{path} ends after {count} frames, its header promises {expected}")
+        raise CorruptVideoError(f"{name} ends after {count} frames, its header promises {expected}")
 
 
 def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 3"]]:
     """All frames of a video, RGB. CorruptVideoError as in `decode`."""
     return (to_square(frame, resolution) for frame in decode(path))
+
+
+def address(source: Source) -> str:
+    """What FFmpeg opens: the file, or the stretch of a tar that is its member."""
+    if source.offset is None:
+        return str(source.path)
+    end = source.offset + source.bytes
+    return f"subfile,,start,{source.offset},end,{end},,:{source.path}"
+
+
+def read_picture(source: Source) -> av.VideoFrame:
+    """A picture as a frame, so that it is resized just as a video's are."""
+    with open(source.path, "rb") as file:
+        file.seek(source.offset or 0)
+        content = file.read(source.bytes)
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except UnidentifiedImageError:  # its text has a memory address, another one in every run
+        raise CorruptSourceError(
+            f"{source.name} is no picture; it begins {content[:8]!r}"
+        ) from None
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24")
+
+
+def read_source(
+    source: Source, resolution: int, crops: list[Crop]
+) -> Iterator[UInt8[np.ndarray, "crops R R 3"]]:
+    """All frames of a video or the one of a picture, RGB, in several crops.
+
+    A square one has a single crop, as all would be alike.
+
+    Raises:
+        CorruptSourceError: with the name of the source and the complaint.
+    """
+    try:
+        if source.broken_archive:
+            raise CorruptSourceError(f"{source.name} is no archive that can be read to its end")
+        image = source.kind == "image"
+        frames = [read_picture(source)] if image else decode(address(source), source.name)
+        for number, frame in enumerate(frames):
+            if number == 0 and frame.width == frame.height:
+                crops = crops[:1]
+            if max(frame.width, frame.height) > NARROWEST * min(frame.width, frame.height):
+                raise CorruptSourceError(f"{source.name} is {frame.width} x {frame.height} px")
+            yield np.stack([to_square(frame, resolution, crop) for crop in crops])
+    except CorruptSourceError:
+        raise
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise CorruptSourceError(f"{source.name} cannot be read: {reason}") from error
+
+
+def frames_per_second(source: Source) -> float:
+    """The average rate of a video, 0 for a picture. CorruptVideoError if it cannot be opened."""
+    if source.kind == "image":
+        return 0.0
+    try:
+        with av.open(address(source)) as container:
+            return float(container.streams.video[0].average_rate or 0)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise CorruptVideoError(f"{source.name} cannot be opened: {error}") from error
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video as its header says, else as many as there are packets; none is decoded."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return 0
+            known = container.streams.video[0].frames
+            return known or sum(packet.size > 0 for packet in container.demux(video=0))
+    except av.error.FFmpegError:
+        return 0  # `decode` tells the reason
 
 
 def sample_frames(
@@ -110,13 +213,13 @@ def sample_frames(
     quota = max(1, max_frames // len(videos))
     kept: list[np.ndarray] = []
     for video in tqdm(videos, desc=description, unit="video"):
+        count = count_frames(video)
+        picks = set(np.linspace(0, count - 1, min(quota, count)).round().astype(int).tolist())
         try:
-            frames = list(read_frames(video, resolution))
+            # To the end, as only that shows whether the video is whole.
+            kept += [to_square(f, resolution) for i, f in enumerate(decode(video)) if i in picks]
         except CorruptVideoError as error:
             tqdm.write(f"skipped: {error}")
-            continue
-        picks = np.linspace(0, len(frames) - 1, min(quota, len(frames))).round().astype(int)
-        kept += [frames[i] for i in picks]
     if not kept:
         raise CorruptVideoError(f"none of the {len(videos)} videos could be decoded")
     return torch.from_numpy(np.stack(kept))

@@ -69,9 +69,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(films: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     tokenize.main(
-        tokenize.Config(
-            data=films, tokenizer=tokenizer, out=folder, held_out=0.2, videos_per_shard=2
-        )
+        tokenize.Config(data=films, tokenizer=tokenizer, out=folder, held_out=0.2, per_shard=2)
     )
     return folder
 

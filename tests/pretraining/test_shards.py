@@ -1,6 +1,5 @@
-"""Films to shards and back; damage is found; corrupt films are skipped and recorded."""
+"""Films to shards and back; damage is found."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining import tokenize
 from pretraining.shards import Clips, CodedVideo, read_manifest, write_shard
 from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
 from tests.pretraining.conftest import write_film
@@ -30,7 +28,7 @@ def test_clips_are_the_codes_of_the_films(shards: Path, films: Path, tokenizer: 
     assert len(clips) == 4 * (12 - 8)  # 4 training films of 12 frames, a clip spans 9
     training = [v for i, v in enumerate(manifest.videos) if i not in manifest.held_out]
     frames = torch.from_numpy(np.stack(list(read_frames(films / training[1], 32))))
-    expected = tokenize.encode_video(model.encoder, films / training[1], 32, 64)
+    expected = model.encoder.encode(frames).flatten(1)
     assert len(frames) == len(expected) == 12
     assert np.array_equal(clips[4 + 2], expected[[2, 6, 10]])
     assert clips.batch(np.array([0, 5])).shape == (2, 3, 16)
@@ -107,49 +105,6 @@ def test_manifest_damaged_or_absent(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match="pretraining.tokenize"):
         read_manifest(copy)
-
-
-def test_corrupt_film_is_skipped_and_recorded(films: Path, tokenizer: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(films, tmp_path / "films")
-    whole = (data / "wrist" / "clip_1.mp4").read_bytes()
-    (data / "wrist" / "clip_1.mp4").write_bytes(whole[: len(whole) // 2])
-    (data / "wrist" / "empty.mp4").write_bytes(b"")
-    config = tokenize.Config(data=data, tokenizer=tokenizer, out=tmp_path / "out", held_out=0.2)
-    tokenize.main(config)
-    skipped = read_manifest(tmp_path / "out").skipped
-    assert set(skipped) == {"wrist/clip_1.mp4", "wrist/empty.mp4"}
-    assert all("cannot be decoded" in reason for reason in skipped.values())
-
-
-def test_tokenizing_again_keeps_finished_shards(
-    copy: Path, films: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a kill before the last shard: only its film is encoded again, the result is equal."""
-    before = read_manifest(copy)
-    progress = json.loads((copy / "progress.json").read_text())
-    progress["shards"].pop()
-    (copy / "progress.json").write_text(json.dumps(progress))
-    (copy / "manifest.json").unlink()
-    encoded: list[str] = []
-    original = tokenize.encode_video
-
-    def spy(encoder, path, resolution, batch_size):
-        encoded.append(path.name)
-        return original(encoder, path, resolution, batch_size)
-
-    monkeypatch.setattr(tokenize, "encode_video", spy)
-    tokenize.main(
-        tokenize.Config(data=films, tokenizer=tokenizer, out=copy, held_out=0.2, videos_per_shard=2)
-    )
-    assert encoded == ["clip_4.mp4"]
-    assert read_manifest(copy) == before
-
-
-def test_other_films_in_the_same_folder(copy: Path, tokenizer: Path, tmp_path: Path) -> None:
-    for i in range(2):
-        write_film(tmp_path / f"other_{i}.mp4", seed=9 + i, frames=3)
-    with pytest.raises(ValueError, match="choose another out="):
-        tokenize.main(tokenize.Config(data=tmp_path, tokenizer=tokenizer, out=copy))
 
 
 def test_films_are_resized_and_cropped(tmp_path: Path) -> None:
