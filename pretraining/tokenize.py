@@ -31,6 +31,7 @@ class Config:
     resolution: int | None = None  # px; none: what the tokenizer was trained with
     crops: int = 1  # per source: the centre, then random places
     per_shard: int = field(default=0, metadata={"alias": "videos_per_shard"})  # 0: by their kind
+    reader: Literal["pyav", "torchcodec"] = "pyav"  # torchcodec decodes on CUDA with NVDEC
     batch_size: int = 64  # frames
     device: str = "auto"
     threads: int = 0  # 0: torch's choice
@@ -76,6 +77,7 @@ def main(config: Config) -> None:
         resolution=config.resolution,
         crops=config.crops,
         per_shard=config.per_shard,
+        reader=config.reader,
         trust=config.task is not None,  # thousands of tasks cannot all list the data
     )
     if config.task == "finish":

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pretraining.sources import BASIC as LAYOUTS
+from pretraining.datasets import LAYOUTS
 from pretraining.sources import Kind, Source
 from pretraining.video import hashed_share
 from toto_robot.backbone.tokenizers import load_tokenizer
@@ -41,6 +41,7 @@ class Settings:
     per_shard: int
     sources: int
     sources_sha256: str
+    reader: str = "pyav"
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def make_plan(
     resolution: int | None = None,
     crops: int = 1,
     per_shard: int = 0,
+    reader: str = "pyav",
     trust: bool = False,
 ) -> Plan:
     """Write the plan and the tokenizer into `out`, or find them there from an earlier start.
@@ -168,6 +170,7 @@ def make_plan(
     Args:
         resolution: in px; None: what the tokenizer was trained with.
         per_shard: sources per task; 0: by their kind.
+        reader: of frames, a name in `readers.READERS`.
         trust: do not list the data again when there is a plan.
 
     Raises:
@@ -189,6 +192,7 @@ def make_plan(
         "tokens_per_side": resolution // about["stride"],
         "crops": crops,
         "held_out": held_out,
+        "reader": reader,
     }
     if trust and (out / PLAN).is_file():
         plan = read_plan(out)

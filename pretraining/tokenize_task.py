@@ -14,17 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import PIL
 import torch
 from jaxtyping import UInt16
 
 from pretraining.parallel import choose_device
+from pretraining.readers import READERS, FrameReader, PyAVReader
 from pretraining.shards import CodedVideo, Manifest, check_shard, write_shard
 from pretraining.sources import Source
 from pretraining.tokenize_plan import Plan, read_plan
-from pretraining.video import CorruptSourceError, crops_of, frames_per_second, read_source
+from pretraining.video import CorruptSourceError, crops_of, frames_per_second
 from toto_robot.backbone.tokenizers import TokenEncoder, load_tokenizer
 from toto_robot.backbone.weights import write_json
 
@@ -101,22 +100,25 @@ def encode_sources(
     *,
     crops: int = 1,
     batch_size: int = 64,
+    reader: FrameReader | None = None,
     avoid: dict[str, str] | None = None,
     report: Report = silent,
 ) -> tuple[list[CodedVideo], dict[str, str]]:
     """Codes of all that decodes (numbered as in `sources`), and the reason for all that does not.
 
     Args:
+        reader: None: PyAV.
         avoid: sources not to be touched, with the reason.
     """
     batches, rates = Batches(encoder, batch_size), {}
+    reader = reader or PyAVReader()
     skipped = {s.name: avoid[s.name] for s in sources if avoid and s.name in avoid}
     for number, source in enumerate(sources):
         report(source.name, 0)
         if source.name in skipped:
             continue
         try:
-            for squares in read_source(source, resolution, crops_of(source.name, crops)):
+            for squares in reader.squares(source, resolution, crops_of(source.name, crops)):
                 if encoded := batches.add(number, squares):
                     report(source.name, encoded)
             rates[number] = frames_per_second(source)
@@ -152,11 +154,6 @@ def unfinished(plan: Plan) -> list[int]:
     return [task for task in range(plan.tasks) if read_record(plan, task) is None]
 
 
-def decoder_version(kind: str) -> str:
-    pyav = f"PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
-    return pyav if kind == "video" else f"Pillow {PIL.__version__}, {pyav}"
-
-
 def run_task(
     job: Job, task: int, report: Report = silent, avoid: dict[str, str] | None = None
 ) -> dict[str, Any]:
@@ -175,12 +172,14 @@ def run_task(
         torch.set_num_threads(job.threads)
     settings, device = plan.settings, choose_device(job.device)
     encoder = load_encoder(job.out, settings.tokenizer_sha256, device)
+    reader = READERS[settings.reader](device)
     clips, skipped = encode_sources(
         encoder,
         plan.sources(task, job.data),
         settings.resolution,
         crops=settings.crops,
         batch_size=job.batch_size,
+        reader=reader,
         avoid=avoid,
         report=report,
     )
@@ -191,7 +190,7 @@ def run_task(
     record = {
         "plan": plan.sha256,
         "skipped": skipped,
-        "decoder": decoder_version(settings.kind),
+        "decoder": reader.version,
         "encoder": f"torch {torch.__version__}, {device.type}, float32",
     }
     return write_finished(plan, task, clips, record)

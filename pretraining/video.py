@@ -91,7 +91,8 @@ def to_square(
     if min(width, height) != resolution:
         scale = resolution / min(height, width)
         width, height = round(width * scale), round(height * scale)
-        frame = frame.reformat(width=width, height=height, interpolation="AREA")
+        # To RGB in the same step: halved colour planes of an odd width would be spread wrongly.
+        frame = frame.reformat(width, height, format="rgb24", interpolation="AREA")
     top = place(crop.down, height - resolution)
     left = place(crop.right, width - resolution)
     pixels = frame.to_ndarray(format="rgb24")[top : top + resolution, left : left + resolution]

@@ -6,11 +6,17 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pretraining import tokenize
 from pretraining.datasets import LAYOUTS
+from pretraining.mixture import open_shards
+from pretraining.shards import read_manifest
 from pretraining.sources import Source
+from toto_robot.backbone.tokenizers import load_tokenizer
 
 FISH, SHARK, COCK = "n01440764", "n01484850", "n01514668"
 
@@ -65,7 +71,6 @@ def test_imagenet1k_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 def test_imagenet1k_as_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The tar of tars, the flat tar of validation pictures, and the development kit."""
     savemat = pytest.importorskip("scipy.io").savemat
-    np = pytest.importorskip("numpy")
     inner = {
         f"{FISH}.tar": tar_of({f"{FISH}_1.JPEG": jpeg(50), f"{FISH}_20.JPEG": jpeg(60)}),
         f"{SHARK}.tar": tar_of({f"{SHARK}_3.JPEG": jpeg(70)}),
@@ -281,3 +286,49 @@ def test_another_layout_than_expected(tmp_path: Path, layout: str) -> None:
         LAYOUTS[layout](tmp_path)
     if layout not in ("videos", "images", "webdataset"):
         assert f"layout={layout} expects" in str(error.value) and "notes.txt" in str(error.value)
+
+
+def test_from_downloads_to_a_mixture(tmp_path: Path, films: Path, tokenizer: Path) -> None:
+    """Archives of pictures and folders of clips become shards, and these a mixture to train on."""
+    pictures = {f"{wnid}_{i}.JPEG": jpeg(20 * i) for wnid in (FISH, SHARK) for i in range(1, 4)}
+    inner = {
+        f"{wnid}.tar": tar_of({k: v for k, v in pictures.items() if k.startswith(wnid)})
+        for wnid in (FISH, SHARK)
+    }
+    put(tmp_path / "in1k/ILSVRC2012_img_train.tar", tar_of(inner))
+    for i in (1, 2, 3):
+        put(tmp_path / f"in1k/val/{SHARK}/ILSVRC2012_val_0000000{i}.JPEG", jpeg(200 + i))
+    for i, film in enumerate(sorted(films.rglob("*.mp4"))):
+        folder = tmp_path / "k600" / ("train" if i < 3 else "val")
+        put(folder / f"--video0000{i}_000000_000010.mp4", film.read_bytes())
+    for layout, source, out in (("imagenet1k", "in1k", "imagenet"), ("kinetics", "k600", "k600s")):
+        tokenize.main(
+            tokenize.Config(
+                data=tmp_path / source, layout=layout, tokenizer=tokenizer, device="cpu",
+                out=tmp_path / "shards" / out,
+            )
+        )  # fmt: skip
+    manifest = read_manifest(tmp_path / "shards/imagenet")
+    assert (manifest.kind, manifest.layout) == ("image", "imagenet1k")
+    assert manifest.labels == [0, 0, 0, 1, 1, 1, 1, 1, 1] and manifest.held_out == [6, 7, 8]
+    manifest = read_manifest(tmp_path / "shards/k600s")
+    assert (manifest.kind, manifest.held_out) == ("video", [3, 4])
+
+    training, held_out = open_shards(
+        tmp_path / "shards", frames=3, stride=4, mixture="imagenet:0.2,k600s:0.8"
+    )
+    assert len(training) == 2 + 3 * 4 and len(held_out) == 1 + 2 * 4
+    batch = training.draw(0, np.arange(10))
+    assert sorted(batch.sequence[:, 0].tolist()) == [1] * 8 + [3] * 2
+    encoder = load_tokenizer(tokenizer)[0].encoder
+    shades = torch.tensor([20, 40, 60] * 2, dtype=torch.uint8)
+    pictured = torch.stack([torch.from_numpy(grey(int(shade))) for shade in shades])
+    known = {tuple(code) for code in encoder.encode(pictured).flatten(1).tolist()}
+    seen = batch.codes[batch.sequence[:, 0] == 3].long().reshape(6, 16)
+    assert {tuple(code) for code in seen.tolist()} <= known
+
+
+def grey(shade: int) -> np.ndarray:
+    """The picture `jpeg(shade)` at 32 px."""
+    value = Image.open(io.BytesIO(jpeg(shade))).getpixel((0, 0))
+    return np.full((32, 32, 3), value, np.uint8)
