@@ -1,12 +1,12 @@
-"""An index of videos that are tokenized while training instead of beforehand.
+"""An index of videos or pictures that are tokenized while training instead of beforehand.
 
     python -m pretraining.index data=data/films tokenizer=data/tokenizer out=data/live
     python -m pretraining.train model=tiny data=data/live out=data/toto-tiny steps=1000
 
-Every video is decoded once, so that what cannot be decoded is known before training: as with shards,
-a run's samples depend on nothing that is found out on the way.
+Every source is decoded once, so that what cannot be decoded is known before training: as with
+shards, a run's samples depend on nothing that is found out on the way.
 
-    index.json       where the videos are, their lengths, held-out and skipped ones; its own SHA-256
+    index.json       what is where and how long, what is held out and skipped; its own SHA-256
     keyframes.npy    int64 rows (video, frame, presentation time): where a clip's decoding may start
 
 Models of patches need no tokenizer: leave it away and give a resolution.
@@ -24,30 +24,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
 from pretraining.cli import parse
 from pretraining.shards import Manifest
-from pretraining.video import CorruptVideoError, decode, find_videos, split_videos
+from pretraining.sources import Kind, Source
+from pretraining.tokenize_plan import decide_held_out, list_sources
+from pretraining.tokenize_task import decoder_version
+from pretraining.video import CorruptSourceError, frames_of
 from toto_robot.backbone.tokenizers import load_tokenizer
-from toto_robot.backbone.weights import replace_atomically, sha256_of, write_json
+from toto_robot.backbone.weights import replace_atomically, sha256_of, temporary_name, write_json
 
 INDEX, KEYFRAMES = "index.json", "keyframes.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Index videos that are to be tokenized while training."""
+    """Index videos or pictures that are to be tokenized while training."""
 
     data: Path
     out: Path
+    layout: str = "auto"  # videos, images, webdataset, or a data set's name
     tokenizer: Path | None = None  # folder with tokenizer.safetensors and tokenizer.json
     resolution: int | None = None  # pixels; None: the tokenizer's
-    held_out: float = 0.05  # share of videos
-    threads: int = 0  # videos decoded at a time; 0: one per core
+    held_out: float = 0.05  # share of the sources, where the data set has no split of its own
+    threads: int = 0  # sources decoded at a time; 0: one per core
 
 
 @dataclass
@@ -55,8 +58,8 @@ class Index(Manifest):
     """A manifest without shards. `root` may change, everything else is part of the hash."""
 
     root: str = ""
-    lengths: list[int] = field(default_factory=list)  # frames of each video; 0: skipped
-    bytes: list[int] = field(default_factory=list)
+    places: list[tuple[str, int | None, int]] = field(default_factory=list)  # path, offset, bytes
+    lengths: list[int] = field(default_factory=list)  # frames of each; 0: skipped
     keyframes_sha256: str = ""
 
     def digest(self) -> str:
@@ -66,17 +69,18 @@ class Index(Manifest):
     def save(self, folder: Path) -> None:
         write_json(folder / INDEX, dataclasses.asdict(self) | {"sha256": self.digest()})
 
-    def path(self, video: int) -> Path:
-        return Path(self.root) / self.videos[video]
+    def source(self, number: int) -> Source:
+        path, offset, size = self.places[number]
+        return Source(self.videos[number], Path(self.root) / path, self.kind, size, offset)
 
 
 def read_index(folder: Path) -> tuple[Index, Int[np.ndarray, "K 3"]]:
     """The index and its keyframes.
 
     Raises:
-        ValueError: it is damaged, or a video is gone or has another size than when it was indexed.
+        ValueError: it is damaged, or a file is gone or has another size than when it was indexed.
     """
-    advice = f"make it again: python -m pretraining.index data=<videos> out={folder}"
+    advice = f"make it again: python -m pretraining.index data=<folder> out={folder}"
     try:
         content = json.loads((folder / INDEX).read_text())
         digest = content.pop("sha256")
@@ -87,35 +91,40 @@ def read_index(folder: Path) -> tuple[Index, Int[np.ndarray, "K 3"]]:
         raise ValueError(f"{folder / INDEX} is damaged ({error}); {advice}") from error
     if not whole:
         raise ValueError(f"{folder} does not have the SHA-256 in {INDEX}; {advice}")
-    for video, (length, size) in enumerate(zip(index.lengths, index.bytes, strict=True)):
-        path = index.path(video)
-        now = path.stat().st_size if path.is_file() else None
-        if length and now != size:
-            state = "is gone" if now is None else f"has {now} bytes"
-            raise ValueError(f"{path} {state}, it had {size} when it was indexed; {advice}")
+    sizes: dict[Path, int] = {}  # of archives, only whether they are there and long enough
+    for number in np.flatnonzero(index.lengths):
+        source = index.source(int(number))
+        if source.path not in sizes:
+            sizes[source.path] = source.path.stat().st_size if source.path.is_file() else -1
+        size, needed = sizes[source.path], (source.offset or 0) + source.bytes
+        if size < needed or (source.offset is None and size != needed):
+            state = "is gone" if size < 0 else f"has {size} bytes"
+            raise ValueError(
+                f"{source.path} {state}, it had {needed} when it was indexed; {advice}"
+            )
     return index, np.load(folder / KEYFRAMES)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a video finds: its length and (frame, presentation time) of keyframes."""
+    """What one pass over a source finds: its length and (frame, presentation time) of keyframes."""
 
     frames: int = 0
     keyframes: Sequence[tuple[int, int]] = ()
     problem: str = ""
 
 
-def scan(path: Path) -> Scan:
-    """Decode a whole video; a problem is reported, not raised."""
+def scan(source: Source) -> Scan:
+    """Decode a whole video or picture; a problem is reported, not raised."""
     frames, keyframes, latest = 0, [], None
     try:
-        for frame in decode(path):
+        for frame in frames_of(source):
             pts = frame.pts
             if frame.key_frame and pts is not None and (latest is None or pts > latest):
                 keyframes.append((frames, pts))
             latest = pts if latest is None else max(latest, pts or latest)
             frames += 1
-    except CorruptVideoError as error:
+    except CorruptSourceError as error:
         return Scan(problem=str(error))
     return Scan(frames, keyframes)
 
@@ -138,19 +147,16 @@ def describe(config: Config) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     described = describe(config)
-    videos = find_videos(config.data)
-    held_out = set(split_videos(videos, config.data, config.held_out)[1])
-    names = [video.relative_to(config.data).as_posix() for video in videos]
+    layout, sources = list_sources(config.data, config.layout)
+    sources = decide_held_out(sources, config.held_out)
     with ThreadPoolExecutor(config.threads or os.cpu_count() or 1) as pool:
-        scans = list(tqdm(pool.map(scan, videos), total=len(videos), unit="video", desc="index"))
-    problems = [s.problem.replace(str(config.data), ".") for s in scans]
-    skipped = {name: problem for name, problem in zip(names, problems, strict=True) if problem}
-    if len(skipped) == len(videos):
-        raise CorruptVideoError(f"none of the {len(videos)} videos could be decoded")
+        scans = list(tqdm(pool.map(scan, sources), total=len(sources), desc="index"))
+    if not any(s.frames for s in scans):
+        raise CorruptSourceError(f"none of the {len(sources)} sources could be decoded")
 
     config.out.mkdir(parents=True, exist_ok=True)
     rows = [(video, *key) for video, s in enumerate(scans) for key in s.keyframes]
-    temporary = config.out / f"{KEYFRAMES}.tmp"
+    temporary = temporary_name(config.out / KEYFRAMES)
     with open(temporary, "wb") as file:
         np.save(file, np.array(rows, np.int64).reshape(-1, 3))
     replace_atomically(temporary, config.out / KEYFRAMES)
@@ -158,25 +164,37 @@ def main(config: Config) -> None:
         for suffix in (".safetensors", ".json"):  # the index's folder is all that training names
             source = config.tokenizer / f"tokenizer{suffix}"
             shutil.copyfile(source, config.out / f"tokenizer{suffix}")
+    kind: Kind = next(s.kind for s in sources if not s.broken_archive)
     index = Index(
         **described,
-        videos=names,
-        held_out=[i for i, video in enumerate(videos) if video in held_out],
-        skipped=skipped,
-        decoder=f"PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}",
-        root=str(config.data.absolute()),
-        lengths=[s.frames for s in scans],
-        bytes=[video.stat().st_size for video in videos],
+        kind=kind,
+        layout=layout,
         frames=sum(s.frames for s in scans),
+        decoder=decoder_version(kind),
+        videos=[source.name for source in sources],
+        labels=[source.label for source in sources],
+        held_out=[i for i, source in enumerate(sources) if source.held_out],
+        skipped={x.name: s.problem for x, s in zip(sources, scans, strict=True) if s.problem},
+        root=str(config.data.absolute()),
+        places=[place_of(source, config.data) for source in sources],
+        lengths=[s.frames for s in scans],
         keyframes_sha256=sha256_of(config.out / KEYFRAMES),
     )
     index.save(config.out)
+    count = len(sources) - len(index.skipped)
     print(
-        f"{config.out / INDEX}: {len(videos) - len(skipped)} videos, {index.frames} frames, "
-        f"{len(skipped)} videos skipped"
+        f"{config.out / INDEX}: {count} {kind}s, {index.frames} frames, "
+        f"{len(index.skipped)} {kind}s skipped"
     )
-    for reason in skipped.values():
+    for reason in index.skipped.values():
         print(f"skipped: {reason}")
+
+
+def place_of(source: Source, root: Path) -> tuple[str, int | None, int]:
+    """Path (below the root where it is there), offset and bytes."""
+    below = source.path.is_relative_to(root)
+    path = source.path.relative_to(root) if below else source.path.absolute()
+    return path.as_posix(), source.offset, source.bytes
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Samples decoded and tokenized while training, from videos that `pretraining.index` has listed.
+"""Samples decoded and tokenized while training, from what `pretraining.index` has listed.
 
-They are numbered like those of shards made from the same videos, so that both give the same run;
+They are numbered like those of shards made from the same sources, so that both give the same run;
 sample number -> clip -> codes is a pure function here too, whatever the number of ranks or threads.
 Pixels are at hand, so that crops may differ from epoch to epoch and models may read patches.
 """
@@ -24,7 +24,9 @@ from pretraining.index import read_index
 from pretraining.samples import Batch, Samples
 from pretraining.sampling import draw, mix
 from pretraining.shards import Manifest
-from pretraining.video import CENTRE, CorruptVideoError, Crop, to_square
+from pretraining.sources import Source
+from pretraining.video import CENTRE, CorruptSourceError, Crop, address, read_picture, to_square
+from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 from toto_robot.backbone.tokenizers import TokenEncoder, load_tokenizer
 
 Augment = Literal["none", "crop", "crop-mirror"]
@@ -44,9 +46,9 @@ def crops_of(seed: int, numbers: Int[np.ndarray, " B"], augment: Augment) -> lis
     ]
 
 
-def frames_from(path: Path, number: int, pts: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def frames_from(source: Source, number: int, pts: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) from a keyframe on; none when the seek ends up behind it."""
-    with av.open(str(path)) as container:
+    with av.open(address(source)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # clips are decoded side by side already
         frames = container.decode(stream)
@@ -61,47 +63,52 @@ def frames_from(path: Path, number: int, pts: int) -> Iterator[tuple[int, av.Vid
 
 
 def read_clip(
-    path: Path,
+    source: Source,
     wanted: Sequence[int],
     keyframes: Int[np.ndarray, "K 2"],
     resolution: int,
     crop: Crop = CENTRE,
 ) -> UInt8[np.ndarray, "T R R 3"]:
-    """Some frames of a video, decoded from the last keyframe before them.
+    """A picture, or some frames of a video, decoded from the last keyframe before them.
 
     Args:
         wanted: numbers of the frames, ascending.
         keyframes: (frame, presentation time) as the index has them, ascending.
 
     Raises:
-        CorruptVideoError: they are not there, though the index promises them.
+        CorruptSourceError: they are not there, though the index promises them.
     """
+    if source.kind == "image":
+        return to_square(read_picture(source), resolution, crop)[None]
     before = keyframes[keyframes[:, 0] <= wanted[0]][-1:]
     problem: Exception | None = None
     for number, pts in [*map(tuple, before), (0, 0)]:  # from the start where seeking does not work
         pixels = []
         try:
-            for n, frame in frames_from(path, int(number), int(pts)):
+            for n, frame in frames_from(source, int(number), int(pts)):
                 if n in wanted:
                     pixels.append(to_square(frame, resolution, crop))
                 if len(pixels) == len(wanted):
                     return np.stack(pixels)
         except av.error.FFmpegError as error:
             problem = error
-    raise CorruptVideoError(
-        f"{path} does not give frames {wanted[0]} to {wanted[-1]}, which were there when it was "
+    raise CorruptSourceError(
+        f"{source.name} does not give frames {wanted[0]} to {wanted[-1]}, which were there when it was "
         f"indexed ({problem or 'it ends before'}); index again, or restore the file"
     )
 
 
 class PixelSamples:
-    """Clips of the training or the held-out videos of an index, as codes and pixels.
+    """Clips, or sequences of T pictures, of the training or the held-out part of an index.
 
     Args:
         folder: written by `pretraining.index`.
         encoder: of its tokenizer, on the device of the training; None: pixels without codes.
         threads: clips decoded at a time; 0: one per core.
         augment: of drawn samples; `at` always gives the centre.
+
+    Raises:
+        ValueError: no video is long enough, or there are too few pictures; or as `read_index`.
     """
 
     def __init__(
@@ -120,47 +127,66 @@ class PixelSamples:
         self.manifest_sha256 = self.index.digest()
         self.encoder = encoder
         self.augment: Augment = augment
-        self.offsets = np.arange(frames) * stride
+        self.pictures = self.index.kind == "image"
+        self.per_sample = frames if self.pictures else 1  # clips; a picture is a clip of one frame
+        self.offsets = np.arange(1 if self.pictures else frames) * stride
         span = int(self.offsets[-1]) + 1
         lengths = np.array(self.index.lengths)
         used = np.isin(np.arange(len(lengths)), self.index.held_out) == held_out
         self.videos = np.flatnonzero(used & (lengths >= span))
         self.ends = np.cumsum(lengths[self.videos] - span + 1)  # clips up to and with each video
-        if not len(self.videos):
-            kind = "held-out" if held_out else "training"
+        if len(self) == 0:
+            part = "held-out" if held_out else "training"
+            wanted = f"{frames} pictures" if self.pictures else f"video of {span} frames"
             raise ValueError(
-                f"no {kind} video of {folder} has the {span} frames that frames={frames} "
-                f"stride={stride} spans; lower them, or film longer videos"
+                f"the {part} part of {folder} has no {wanted}, which frames={frames} stride={stride} "
+                "spans; lower them, or index more"
             )
         bounds = np.searchsorted(keyframes[:, 0], np.arange(len(lengths) + 1))
         self.keyframes = [keyframes[a:b, 1:] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
         self.pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "decode")
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) // self.per_sample if len(self.ends) else 0
 
     def at(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        return self._read(indices, [CENTRE] * len(indices))
+        clips = self._places(indices)
+        if self.pictures:  # not 16 neighbours of one class
+            clips = draw(0, clips, int(self.ends[-1]))
+        return self._read(clips, [CENTRE] * len(clips))
 
     def draw(self, seed: int, numbers: Int[np.ndarray, " B"]) -> Batch:
-        indices = draw(seed, numbers, len(self))
-        return self._read(indices, crops_of(seed, numbers, self.augment))
+        places = self._places(numbers)
+        clips = draw(seed, places, int(self.ends[-1]))
+        return self._read(clips, crops_of(seed, places, self.augment))
 
-    def _read(self, indices: Int[np.ndarray, " B"], crops: list[Crop]) -> Batch:
-        frames = torch.from_numpy(np.stack(list(self.pool.map(self._clip, indices, crops))))
+    def _places(self, numbers: Int[np.ndarray, " B"]) -> Int[np.ndarray, " clips"]:
+        """Numbers of a sample's clips: one of a video, T pictures."""
+        numbers = np.asarray(numbers, np.int64)
+        return (numbers[:, None] * self.per_sample + np.arange(self.per_sample)).ravel()
+
+    def _read(self, clips: Int[np.ndarray, " clips"], crops: list[Crop]) -> Batch:
+        decoded = np.stack(list(self.pool.map(self._clip, clips, crops)))
+        frames = torch.from_numpy(decoded.reshape(-1, *self._shape, 3))
+        start = IMAGE_START if self.pictures else VIDEO_START
         if self.encoder is None:
-            return Batch(torch.empty(*frames.shape[:2], 0, dtype=torch.int64), frames=frames)
-        device = next(self.encoder.parameters()).device
-        frames = frames.to(device)
-        return Batch(encode(self.encoder, frames), frames=frames)
+            return Batch(torch.empty(*frames.shape[:2], 0, dtype=torch.int64), start, frames)
+        frames = frames.to(next(self.encoder.parameters()).device)
+        return Batch(encode(self.encoder, frames), start, frames)
 
-    def _clip(self, index: int, crop: Crop) -> UInt8[np.ndarray, "T R R 3"]:
-        place = int(np.searchsorted(self.ends, index, side="right"))
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """T R R."""
+        side = self.index.resolution
+        return self.per_sample * len(self.offsets), side, side
+
+    def _clip(self, number: int, crop: Crop) -> UInt8[np.ndarray, "T R R 3"]:
+        place = int(np.searchsorted(self.ends, number, side="right"))
         video = int(self.videos[place])
-        first = int(index - (self.ends[place - 1] if place else 0))
+        first = int(number - (self.ends[place - 1] if place else 0))
         wanted = (first + self.offsets).tolist()
-        path, size = self.index.path(video), self.index.resolution
-        return read_clip(path, wanted, self.keyframes[video], size, crop)
+        source = self.index.source(video)
+        return read_clip(source, wanted, self.keyframes[video], self.index.resolution, crop)
 
 
 @torch.no_grad()
@@ -190,12 +216,19 @@ def open_pixels(
     """
     encoder = None
     if codes:
-        if not read_index(folder)[0].vocabulary:
+        manifest = read_index(folder)[0]
+        if not manifest.vocabulary:
             raise ValueError(
                 f"{folder} was made without a tokenizer, so there are no codes; index the videos "
                 "with tokenizer=<folder>, or train with objective=patch"
             )
-        encoder = load_tokenizer(folder)[0].encoder.to(device).requires_grad_(False)
+        tokenizer, about = load_tokenizer(folder)
+        if about["sha256"] != manifest.tokenizer_sha256:
+            raise ValueError(
+                f"the tokenizer in {folder} has SHA-256 {about['sha256'][:12]}…, the index was made "
+                f"for {manifest.tokenizer_sha256[:12]}…; index again"
+            )
+        encoder = tokenizer.encoder.to(device).requires_grad_(False)
         torch.backends.cudnn.allow_tf32 = False  # float32 in the tokenizer's convolutions too
     options: dict[str, Any] = {"frames": frames, "stride": stride, "threads": threads}
     training = PixelSamples(folder, encoder, augment=augment, **options)

@@ -156,12 +156,8 @@ def read_picture(source: Source) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 
-def read_source(
-    source: Source, resolution: int, crops: list[Crop]
-) -> Iterator[UInt8[np.ndarray, "crops R R 3"]]:
-    """All frames of a video or the one of a picture, RGB, in several crops.
-
-    A square one has a single crop, as all would be alike.
+def frames_of(source: Source) -> Iterator[av.VideoFrame]:
+    """All frames of a video or the one of a picture.
 
     Raises:
         CorruptSourceError: with the name of the source and the complaint.
@@ -170,18 +166,31 @@ def read_source(
         if source.broken_archive:
             raise CorruptSourceError(f"{source.name} is no archive that can be read to its end")
         image = source.kind == "image"
-        frames = [read_picture(source)] if image else decode(address(source), source.name)
-        for number, frame in enumerate(frames):
-            if number == 0 and frame.width == frame.height:
-                crops = crops[:1]
+        for frame in [read_picture(source)] if image else decode(address(source), source.name):
             if max(frame.width, frame.height) > NARROWEST * min(frame.width, frame.height):
                 raise CorruptSourceError(f"{source.name} is {frame.width} x {frame.height} px")
-            yield np.stack([to_square(frame, resolution, crop) for crop in crops])
+            yield frame
     except CorruptSourceError:
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise CorruptSourceError(f"{source.name} cannot be read: {reason}") from error
+
+
+def read_source(
+    source: Source, resolution: int, crops: list[Crop]
+) -> Iterator[UInt8[np.ndarray, "crops R R 3"]]:
+    """All frames of a video or the one of a picture, RGB, in several crops.
+
+    A square one has a single crop, as all would be alike.
+
+    Raises:
+        CorruptSourceError: as `frames_of`.
+    """
+    for number, frame in enumerate(frames_of(source)):
+        if number == 0 and frame.width == frame.height:
+            crops = crops[:1]
+        yield np.stack([to_square(frame, resolution, crop) for crop in crops])
 
 
 def frames_per_second(source: Source) -> float:

@@ -2,19 +2,21 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pretraining import index, train
+from pretraining import index, tokenize, train
 from pretraining.index import read_index, scan
 from pretraining.pixels import Ahead, PixelSamples, crops_of, open_pixels, read_clip
-from pretraining.samples import ShardSamples
+from pretraining.samples import PictureSamples, ShardSamples
 from pretraining.shards import Clips
-from pretraining.video import Crop, read_frames
+from pretraining.sources import Source
+from pretraining.video import Crop, frames_of, read_frames
 from tests.pretraining.conftest import write_film, write_noise
 from tests.pretraining.test_training import SMALL, losses
 
@@ -92,12 +94,12 @@ def test_draws_in_another_order_are_noticed(wide: Path) -> None:
 
 
 def test_crops(wide: Path, tmp_path: Path) -> None:
-    path = read_index(wide)[0].path(0)
-    whole = next(f.to_ndarray(format="rgb24") for f in av.open(str(path)).decode(video=0))
+    source = read_index(wide)[0].source(0)
+    whole = next(f.to_ndarray(format="rgb24") for f in frames_of(source))
     none = np.empty((0, 2), np.int64)
     for crop, left in ((Crop(), 16), (Crop(0.0, 0.0), 0), (Crop(0.999, 0.999), 32)):
-        assert np.array_equal(read_clip(path, [0], none, 32, crop)[0], whole[:, left : left + 32])
-    mirrored = read_clip(path, [0], none, 32, Crop(mirrored=True))[0]
+        assert np.array_equal(read_clip(source, [0], none, 32, crop)[0], whole[:, left : left + 32])
+    mirrored = read_clip(source, [0], none, 32, Crop(mirrored=True))[0]
     assert np.array_equal(mirrored, whole[:, 47:15:-1])
     drawn = crops_of(0, np.arange(1000), "crop-mirror")
     assert 450 < sum(crop.mirrored for crop in drawn) < 550
@@ -112,14 +114,15 @@ def test_crops(wide: Path, tmp_path: Path) -> None:
 def test_seeking_finds_the_same_frames(tmp_path: Path, options: dict, suffix: str) -> None:
     path = tmp_path / f"film.{suffix}"
     write_noise(path, frames=40, width=32, **options)
-    found = scan(path)
+    source = Source("film", path, "video", path.stat().st_size)
+    found = scan(source)
     assert found.frames == 40 and len(found.keyframes) >= 40 // 7
     whole = list(read_frames(path, 32))
     for first in range(0, 36):
-        clip = read_clip(path, [first, first + 4], np.array(found.keyframes), 32)
+        clip = read_clip(source, [first, first + 4], np.array(found.keyframes), 32)
         assert np.array_equal(clip, np.stack([whole[first], whole[first + 4]])), first
-    with pytest.raises(ValueError, match="frames 39 to 40, which were there"):
-        read_clip(path, [39, 40], np.array(found.keyframes), 32)
+    with pytest.raises(ValueError, match="film does not give frames 39 to 40, which were"):
+        read_clip(source, [39, 40], np.array(found.keyframes), 32)
 
 
 def test_corrupt_films_are_in_the_index_and_never_drawn(
@@ -137,6 +140,36 @@ def test_corrupt_films_are_in_the_index_and_never_drawn(
     training, held_out = open_live(tmp_path / "live")
     assert len(training) + len(held_out) == 4 * (12 - 4)
     training.at(np.arange(len(training)))
+
+
+@pytest.mark.parametrize("layout", ["images", "webdataset"])
+def test_pictures_are_those_of_the_shards(tokenizer: Path, tmp_path: Path, layout: str) -> None:
+    """Sequences of pictures drawn alike; one that is damaged is in neither."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(20):
+        picture = random.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(data / f"{i}.png")
+    (data / "7.png").write_bytes((data / "7.png").read_bytes()[:3000])
+    if layout == "webdataset":
+        (tmp_path / "tars").mkdir()
+        with tarfile.open(tmp_path / "tars" / "0.tar", "w") as archive:
+            for path in sorted(data.iterdir()):
+                archive.add(path, path.name)
+        data = tmp_path / "tars"
+    common = {"data": data, "tokenizer": tokenizer, "held_out": 0.2}
+    index.main(index.Config(**common, out=tmp_path / "live"))
+    tokenize.main(tokenize.Config(**common, out=tmp_path / "shards"))
+    for held_out, ours in enumerate(open_live(tmp_path / "live", frames=3)):
+        clips = Clips(tmp_path / "shards", frames=1, stride=1, held_out=bool(held_out))
+        theirs = PictureSamples(clips, 3)
+        assert len(ours) == len(theirs) == (1 if held_out else 5)
+        for seed, numbers in ((0, np.arange(len(ours))), (4, np.arange(9, 19))):
+            batch, expected = ours.draw(seed, numbers), theirs.draw(seed, numbers)
+            assert torch.equal(batch.sequence, expected.sequence)
+        every = np.arange(len(ours))
+        assert torch.equal(ours.at(every).codes, theirs.at(every).codes.long())
 
 
 def test_changed_films_and_index(live: Path, films: Path, tmp_path: Path) -> None:
@@ -159,7 +192,7 @@ def test_changed_films_and_index(live: Path, films: Path, tmp_path: Path) -> Non
 def test_wrong_combinations(live: Path, shards: Path, films: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="augment=crop needs pixels"):
         train.main(config(shards, tmp_path, augment="crop"))
-    with pytest.raises(ValueError, match="frames=4 stride=4 spans"):
+    with pytest.raises(ValueError, match="no video of 13 frames, which frames=4 stride=4"):
         open_live(live, frames=4)
     with pytest.raises(SystemExit, match="give tokenizer"):
         index.main(index.Config(data=films, out=tmp_path))
