@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
 from pretraining.cli import parse
+from pretraining.readers import PyAVReader
 from pretraining.shards import Manifest
 from pretraining.sources import Kind, Source
 from pretraining.tokenize_plan import decide_held_out, list_sources
-from pretraining.tokenize_task import decoder_version
 from pretraining.video import CorruptSourceError, frames_of
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import replace_atomically, sha256_of, temporary_name, write_json
@@ -170,7 +171,7 @@ def main(config: Config) -> None:
         kind=kind,
         layout=layout,
         frames=sum(s.frames for s in scans),
-        decoder=decoder_version(kind),
+        decoder=PyAVReader(torch.device("cpu")).version,
         videos=[source.name for source in sources],
         labels=[source.label for source in sources],
         held_out=[i for i, source in enumerate(sources) if source.held_out],
