@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from toto_robot.backbone.attention import causal_attention
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.memory import KeyValues, LayerKeyValues, Memory
 
@@ -83,9 +84,7 @@ class Attention(nn.Module):
         q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
         q_BHNK, k_BHNK = rotate(q_BHNK, cos_NK, sin_NK), rotate(k_BHNK, cos_NK, sin_NK)
         if past is None:
-            y_BHNK = F.scaled_dot_product_attention(
-                q_BHNK, k_BHNK, v_BHNK, is_causal=True, scale=self.scale
-            )
+            y_BHNK = causal_attention(q_BHNK, k_BHNK, v_BHNK, self.scale)
         else:
             y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)
         return self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))

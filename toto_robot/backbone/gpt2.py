@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from toto_robot.backbone.attention import causal_attention
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.memory import LayerKeyValues, Memory
 
@@ -48,9 +49,7 @@ class GPT2Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x_BND)).view(B, N, 3, self.heads, D // self.heads)
         q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
         if past is None:
-            y_BHNK = F.scaled_dot_product_attention(
-                q_BHNK, k_BHNK, v_BHNK, is_causal=True, scale=self.scale
-            )
+            y_BHNK = causal_attention(q_BHNK, k_BHNK, v_BHNK, self.scale)
         else:
             y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)
         x_BND = x_BND + self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
