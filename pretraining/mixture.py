@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
-from pretraining.samples import Batch, PictureSamples, Samples, ShardSamples
+from pretraining.index import INDEX
+from pretraining.samples import Batch, Samples
 from pretraining.sampling import permute
-from pretraining.shards import MANIFEST, Clips, Manifest, read_manifest
-from toto_robot.backbone.tokenizers import load_tokenizer
+from pretraining.shards import MANIFEST, Manifest
 from toto_robot.backbone.weights import nearest
 
 MIXTURES = {  # share of the sequences of a batch
@@ -117,17 +118,25 @@ class Mixture:
 
 
 def join(batches: list[Batch], order: Int[np.ndarray, " B"]) -> Batch:
-    """Batches one after another, then in this order. On the CPU: torch indexes no uint16."""
-
-    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([t.numpy() for t in tensors])[order])
-
+    """Batches one after another, then in this order; with pixels only if all have them."""
     starts = [torch.as_tensor(b.starts).expand(len(b.codes)) for b in batches]
     frames = [b.frames for b in batches if b.frames is not None]
-    assert len(frames) in (0, len(batches))
     return Batch(
-        joined([b.codes for b in batches]), joined(starts), joined(frames) if frames else None
+        _joined([b.codes for b in batches], order),
+        _joined(starts, order),
+        _joined(frames, order) if len(frames) == len(batches) else None,
     )
+
+
+def _joined(tensors: list[Tensor], order: Int[np.ndarray, " B"]) -> Tensor:
+    """On the device of the first that is not on the CPU; codes out of shards are uint16, others int64."""
+    device = next((t.device for t in tensors if t.device.type != "cpu"), tensors[0].device)
+    dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else torch.int64
+    whole = torch.cat([t.to(device, dtype) for t in tensors])
+    places = torch.from_numpy(order).to(device)
+    if dtype == torch.uint16:  # which torch does not index
+        return whole.view(torch.int16)[places].view(torch.uint16)
+    return whole[places]
 
 
 def agreed(manifests: Mapping[str, Manifest]) -> Manifest:
@@ -144,20 +153,20 @@ def agreed(manifests: Mapping[str, Manifest]) -> Manifest:
     return first
 
 
-def shard_folders(data: Path) -> dict[str, Path]:
-    """Name -> folder with a manifest: `data` itself, the folders in it, or `a,b,c`.
+def data_folders(data: Path) -> dict[str, Path]:
+    """Name -> folder of shards or index: `data` itself, the folders in it, or `a,b,c`.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: two have the same name.
     """
     folders = [Path(word) for word in str(data).split(",")]
-    if len(folders) == 1 and not (data / MANIFEST).is_file():
-        folders = sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
+    if len(folders) == 1 and not is_prepared(data):
+        folders = [path for path in sorted(data.glob("*")) if is_prepared(path)]
     named = {folder.resolve().name: folder for folder in folders}
     if len(named) < len(folders):
         raise ValueError(f"data={data}: two folders have the same name; rename one")
-    if not named or not all((folder / MANIFEST).is_file() for folder in folders):
+    if not named or not all(map(is_prepared, folders)):
         raise FileNotFoundError(
             f"data={data}: neither it nor a folder in it has a {MANIFEST}; make shards first: "
             "python -m pretraining.tokenize data=<films> tokenizer=<folder> out=<folder>"
@@ -165,30 +174,20 @@ def shard_folders(data: Path) -> dict[str, Path]:
     return named
 
 
-def open_part(folder: Path, *, frames: int, stride: int, held_out: bool) -> Samples:
-    """One folder's samples; ValueError when its tokenizer and its shards do not belong together."""
-    manifest = read_manifest(folder)
-    _, tokenizer = load_tokenizer(folder)
-    if tokenizer["sha256"] != manifest.tokenizer_sha256:
-        raise ValueError(
-            f"the tokenizer in {folder} has SHA-256 {tokenizer['sha256'][:12]}…, the shards were "
-            f"made with {manifest.tokenizer_sha256[:12]}…; run pretraining.tokenize again"
-        )
-    pictures = manifest.kind == "image"
-    length = 1 if pictures else frames
-    clips = Clips(folder, frames=length, stride=stride, held_out=held_out, verify=not held_out)
-    return PictureSamples(clips, frames) if pictures else ShardSamples(clips)
+def is_prepared(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or (folder / INDEX).is_file()
 
 
-def open_shards(
-    data: Path, *, frames: int, stride: int, mixture: str | None = None
+def open_mixture(
+    data: Path, mixture: str | None, open_part: Callable[[Path], tuple[Samples, Samples]]
 ) -> tuple[Samples, Samples]:
-    """Training and held-out samples of one or several shard folders.
+    """Training and held-out samples of one or several folders.
 
     Args:
         mixture: which folders in which shares; None: all, in proportion to their tokens.
+        open_part: opens one of them.
     """
-    folders = shard_folders(data)
+    folders = data_folders(data)
     shares = None if mixture is None else parse_shares(mixture)
     for name in shares or ():
         if name not in folders:
@@ -196,20 +195,16 @@ def open_shards(
                 f"mixture={mixture}: {data} has no shards {name!r}.{nearest(name, folders)} "
                 f"There are: {', '.join(folders)}"
             )
-    parts = [
-        {
-            name: open_part(folders[name], frames=frames, stride=stride, held_out=held_out)
-            for name in shares or folders
-        }
-        for held_out in (False, True)
-    ]
-    if len(parts[0]) == 1:
-        return next(iter(parts[0].values())), next(iter(parts[1].values()))
+    opened = {name: open_part(folders[name]) for name in shares or folders}
+    if len(opened) == 1:
+        return next(iter(opened.values()))
+    training = {name: part for name, (part, _) in opened.items()}
+    held_out = {name: part for name, (_, part) in opened.items()}
     if shares is None:
-        shares = {name: Fraction(num_frames(part.manifest)) for name, part in parts[0].items()}
+        shares = {name: Fraction(num_frames(part.manifest)) for name, part in training.items()}
     counts = to_counts(shares)
-    return Mixture(parts[0], counts), Mixture(parts[1], counts)
+    return Mixture(training, counts), Mixture(held_out, counts)
 
 
 def num_frames(manifest: Manifest) -> int:
-    return sum(entry["frames"] for entry in manifest.shards)
+    return manifest.frames or sum(entry["frames"] for entry in manifest.shards)

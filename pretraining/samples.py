@@ -1,6 +1,7 @@
 """What training draws from: samples by number, so that there is nothing to save and nothing to seek."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -9,8 +10,9 @@ from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from pretraining.sampling import draw
-from pretraining.shards import Clips, Manifest
+from pretraining.shards import Clips, Manifest, read_manifest
 from toto_robot.backbone.causal import IMAGE_START, VIDEO_START, to_sequence
+from toto_robot.backbone.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,27 @@ class PictureSamples:
         places = np.asarray(numbers)[:, None] * self.per_sample + np.arange(self.per_sample)
         codes = self.pictures.batch(draw(seed, places.ravel(), len(self.pictures)))
         return Batch(codes.reshape(*places.shape, -1), IMAGE_START)
+
+
+def open_shards(folder: Path, *, frames: int, stride: int) -> tuple[Samples, Samples]:
+    """Training and held-out samples of one folder.
+
+    Raises:
+        ValueError: its tokenizer and its shards do not belong together, or as `Clips`.
+    """
+    manifest = read_manifest(folder)
+    _, tokenizer = load_tokenizer(folder)
+    if tokenizer["sha256"] != manifest.tokenizer_sha256:
+        raise ValueError(
+            f"the tokenizer in {folder} has SHA-256 {tokenizer['sha256'][:12]}…, the shards were "
+            f"made with {manifest.tokenizer_sha256[:12]}…; run pretraining.tokenize again"
+        )
+    pictures = manifest.kind == "image"
+    length = 1 if pictures else frames
+    training, held_out = (
+        Clips(folder, frames=length, stride=stride, held_out=part, verify=not part)
+        for part in (False, True)
+    )
+    if pictures:
+        return PictureSamples(training, frames), PictureSamples(held_out, frames)
+    return ShardSamples(training), ShardSamples(held_out)

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ from pretraining.cli import parse
 from pretraining.export import export, start_from
 from pretraining.flops import flops_per_token, peak_flops
 from pretraining.index import INDEX
-from pretraining.mixture import Mixture, open_shards, shard_folders
+from pretraining.mixture import Mixture, data_folders, open_mixture
 from pretraining.mup import mup_groups, scale_weights, with_multipliers
 from pretraining.objectives import UNITS, Objective, tokens_per_frame, with_objective
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
@@ -35,7 +36,7 @@ from pretraining.parallel import World, distribute, join_world, sync_gradients, 
 from pretraining.pictures import plot_curve
 from pretraining.pixels import Ahead, Augment, PixelSamples, open_pixels
 from pretraining.progress import Interrupt, settings_of
-from pretraining.samples import Samples
+from pretraining.samples import Samples, open_shards
 from pretraining.shards import Manifest
 from pretraining.tracker import Tracker
 from toto_robot.backbone.causal import CausalConfig, CausalModel
@@ -159,13 +160,16 @@ def make_tracker(
 
 
 def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples]:
-    """Training and held-out samples: of an index of videos, or of one or more folders of shards."""
+    """Training and held-out samples of shards, of sources tokenized now, or of a mixture of them."""
+    return open_mixture(config.data, config.mixture, partial(open_part, config, device))
+
+
+def open_part(config: Config, device: torch.device, folder: Path) -> tuple[Samples, Samples]:
+    """One folder's training and held-out samples."""
     assert config.frames
-    if (config.data / INDEX).is_file():
-        if config.mixture is not None:
-            raise SystemExit(f"mixture={config.mixture} is of shards; {config.data} is an index")
+    if (folder / INDEX).is_file():
         return open_pixels(
-            config.data,
+            folder,
             frames=config.frames,
             stride=config.stride,
             augment=config.augment,
@@ -175,17 +179,15 @@ def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples
         )
     if config.objective != "code":
         raise SystemExit(
-            f"objective={config.objective} reads pixels, and {config.data} holds tokens; index the "
+            f"objective={config.objective} reads pixels, and {folder} holds tokens; index the "
             "videos instead: python -m pretraining.index"
         )
     if config.augment != "none":
         raise SystemExit(
-            f"augment={config.augment} needs pixels, and {config.data} holds tokens of one crop; "
+            f"augment={config.augment} needs pixels, and {folder} holds tokens of one crop; "
             "index the videos instead: python -m pretraining.index"
         )
-    return open_shards(
-        config.data, frames=config.frames, stride=config.stride, mixture=config.mixture
-    )
+    return open_shards(folder, frames=config.frames, stride=config.stride)
 
 
 @contextlib.contextmanager
@@ -240,7 +242,8 @@ def micro_batches(config: Config, step: int, world: World) -> list[np.ndarray]:
 
 def drawn_ahead(data: Samples, config: Config, first_step: int, world: World) -> Samples:
     """Where drawing takes long, it is done in the background; tokens are there at once."""
-    if not isinstance(data, PixelSamples):
+    parts = data.parts.values() if isinstance(data, Mixture) else [data]
+    if not any(isinstance(part, PixelSamples) for part in parts):
         return data
     steps = range(first_step, config.steps)
     numbers = (part for step in steps for part in micro_batches(config, step, world))
@@ -272,8 +275,7 @@ def write_results(
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
     results = {**results, "held_out_loss": held_out[-1][1]}
-    live = (config.data / INDEX).is_file()
-    tokenizer = config.data if live else next(iter(shard_folders(config.data).values()))
+    tokenizer = next(iter(data_folders(config.data).values()))  # all of a mixture have the same
     digest = export(state, size, config.model, tokenizer, data.manifest, config.out, results)
     title = f"{config.model}, {results['tokens_seen'] / 1e6:.1f}M tokens"
     steps, losses = [x["step"] for x in lines], [x["loss"] for x in lines]

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from pretraining import tokenize
 from pretraining.datasets import LAYOUTS
-from pretraining.mixture import open_shards
+from pretraining.mixture import open_mixture
+from pretraining.samples import open_shards
 from pretraining.shards import read_manifest
 from pretraining.sources import Source
 from toto_robot.backbone.tokenizers import load_tokenizer
@@ -314,9 +316,8 @@ def test_from_downloads_to_a_mixture(tmp_path: Path, films: Path, tokenizer: Pat
     manifest = read_manifest(tmp_path / "shards/k600s")
     assert (manifest.kind, manifest.held_out) == ("video", [3, 4])
 
-    training, held_out = open_shards(
-        tmp_path / "shards", frames=3, stride=4, mixture="imagenet:0.2,k600s:0.8"
-    )
+    open_part = partial(open_shards, frames=3, stride=4)
+    training, held_out = open_mixture(tmp_path / "shards", "imagenet:0.2,k600s:0.8", open_part)
     assert len(training) == 2 + 3 * 4 and len(held_out) == 1 + 2 * 4
     batch = training.draw(0, np.arange(10))
     assert sorted(batch.sequence[:, 0].tolist()) == [1] * 8 + [3] * 2

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining import train
+from pretraining import index, train
 from pretraining.mixture import (
     Mixture,
-    open_shards,
+    data_folders,
+    open_mixture,
     parse_shares,
-    shard_folders,
     to_counts,
 )
-from pretraining.samples import Batch, PictureSamples, ShardSamples
+from pretraining.samples import Batch, PictureSamples, ShardSamples, open_shards
 from pretraining.shards import CodedVideo, Manifest, write_shard
 from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 from toto_robot.backbone.tokenizers import load_tokenizer
 
 TOKENS = 16
+open_part = partial(open_shards, frames=2, stride=2)
 
 
 def codes_of(source: int, frames: range) -> np.ndarray:
@@ -76,7 +78,7 @@ def data(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(data: Path, mixture: str | None = None) -> tuple[Mixture, Mixture]:
-    training, held_out = open_shards(data, frames=2, stride=2, mixture=mixture)
+    training, held_out = open_mixture(data, mixture, open_part)
     assert isinstance(training, Mixture) and isinstance(held_out, Mixture)
     return training, held_out
 
@@ -195,24 +197,24 @@ def test_refused_mixes(data: Path, key: str, value: Any) -> None:
 
 
 def test_folders(data: Path, tmp_path: Path) -> None:
-    assert list(shard_folders(data)) == ["films", "pictures"]
-    assert shard_folders(data / "films") == {"films": data / "films"}
+    assert list(data_folders(data)) == ["films", "pictures"]
+    assert data_folders(data / "films") == {"films": data / "films"}
     several = Path(f"{data}/pictures,{data}/films")
-    assert list(shard_folders(several)) == ["pictures", "films"]
+    assert list(data_folders(several)) == ["pictures", "films"]
     with pytest.raises(FileNotFoundError, match="pretraining.tokenize"):
-        shard_folders(tmp_path)
+        data_folders(tmp_path)
     with pytest.raises(FileNotFoundError, match="pretraining.tokenize"):
-        shard_folders(Path(f"{data}/pictures,{tmp_path}"))
+        data_folders(Path(f"{data}/pictures,{tmp_path}"))
     with pytest.raises(ValueError, match="same name"):
-        shard_folders(Path(f"{data}/films,{data}/films"))
+        data_folders(Path(f"{data}/films,{data}/films"))
     with pytest.raises(ValueError, match="no shards 'picture'.*Did you mean 'pictures'"):
-        open_shards(data, frames=2, stride=2, mixture="films:1,picture:1")
+        open_mixture(data, "films:1,picture:1", open_part)
     with pytest.raises(ValueError, match="4 pictures do not make one sequence of frames=5"):
         open_shards(data / "pictures", frames=5, stride=1)
 
 
 def test_one_of_several_is_as_if_alone(data: Path) -> None:
-    chosen, _ = open_shards(data, frames=2, stride=2, mixture="films:1")
+    chosen, _ = open_mixture(data, "films:1", open_part)
     alone, _ = open_shards(data / "films", frames=2, stride=2)
     assert chosen.manifest_sha256 == alone.manifest_sha256
     numbers = np.arange(5)
@@ -248,3 +250,28 @@ def test_training_on_a_mixture_resumes_exactly(
     assert [x["loss"] for x in parts] == [x["loss"] for x in whole]
     with pytest.raises(ValueError, match="mixture: films:0.8,pictures:0.2 then, films:1,pict"):
         run("parts", mixture="films:1,pictures:1")
+
+
+def test_sources_tokenized_now_mix_with_shards(
+    shards: Path, films: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """An index of films beside shards of the same films: both halves of a batch hold their codes."""
+    index.main(
+        index.Config(
+            data=films, tokenizer=tokenizer, out=tmp_path / "live", held_out=0.2, threads=1
+        )
+    )
+    config = train.Config(
+        model="tiny", data=Path(f"{shards},{tmp_path}/live"), out=tmp_path, steps=1, frames=2,
+        mixture=f"{shards.name}:1,live:1", readers=1,
+    )  # fmt: skip
+    training, held_out = train.open_samples(config, torch.device("cpu"))
+    assert isinstance(training, Mixture) and isinstance(held_out, Mixture)
+    numbers = np.arange(8)
+    source, own = training.deal(0, numbers)
+    codes = training.draw(0, numbers).codes.long()
+    alone, _ = open_shards(shards, frames=2, stride=4)
+    assert len(alone) == len(training.parts["live"])
+    assert np.bincount(source).tolist() == [4, 4]
+    assert torch.equal(codes, alone.draw(0, own).codes.long())
+    assert held_out.at(np.arange(2)).codes.shape == (2, 2, TOKENS)
