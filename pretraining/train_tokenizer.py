@@ -1,4 +1,4 @@
-"""Train a tokenizer, dVAE or VQGAN, on a folder of videos.
+"""Train a tokenizer, dVAE or VQGAN, on videos or pictures.
 
     python -m pretraining.train_tokenizer data=data/films out=data/tokenizer
 
@@ -24,7 +24,8 @@ from pretraining.dvae_loss import DecoderTraining, DVAELossOptions, DVAETraining
 from pretraining.parallel import choose_device
 from pretraining.pictures import plot_codebook, plot_reconstructions
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
-from pretraining.video import find_videos, sample_frames, split_videos
+from pretraining.tokenize_plan import decide_held_out, list_sources
+from pretraining.video import sample_frames
 from pretraining.vqgan_loss import VQGANTraining
 from toto_robot.backbone.dvae import DVAE, DVAE_SIZES, Encoder
 from toto_robot.backbone.names import BACKBONES, find_weights
@@ -36,17 +37,18 @@ from toto_robot.backbone.weights import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train a tokenizer, dVAE or VQGAN, on a folder of videos."""
+    """Train a tokenizer, dVAE or VQGAN, on videos or pictures."""
 
     data: Path
     out: Path
+    layout: str = "auto"  # of the data: videos, images, webdataset, or a data set's name
     size: str = "tiny"  # dVAE: tiny, light, dalle; VQGAN: vqgan-tiny, f16-1024, f16-16384
     decoder_for: str | None = (
         None  # a backbone (name, file, folder): learn its dVAE's decoder alone
     )
     resolution: int = 128
     max_frames: int = 16_000
-    held_out: float = 0.05  # share of videos
+    held_out: float = 0.05  # share of the sources, where the data set has no split of its own
     steps: int = 4000
     batch_size: int = 32
     lr: float | None = None  # 2e-3, VQGAN 2e-4
@@ -120,14 +122,15 @@ class Data:
     """Frames in memory and what the loss needs to know about their colours."""
 
     frames: UInt8[Tensor, "N R R 3"]
-    test: UInt8[Tensor, "M R R 3"]  # of other videos
+    test: UInt8[Tensor, "M R R 3"]  # of other videos or pictures
     weights: Float[Tensor, " colours"]
     whitening: Float[Tensor, "3 3"]
 
 
 def read_data(config: Config) -> Data:
-    videos, held_out = split_videos(find_videos(config.data), config.data, config.held_out)
-    frames = sample_frames(videos, config.resolution, config.max_frames, "reading films")
+    sources = decide_held_out(list_sources(config.data, config.layout)[1], config.held_out)
+    training, held_out = ([s for s in sources if s.held_out == part] for part in (False, True))
+    frames = sample_frames(training, config.resolution, config.max_frames, "reading")
     test = sample_frames(held_out, config.resolution, 512, "reading held-out")
     some = frames[:: max(1, len(frames) // 4000)]
     weights = colour_weights(some, temper=config.colour_temper)
@@ -198,7 +201,7 @@ def write_results(
     plot_reconstructions(picture, decoded, config.out / "reconstructions.png")
     plot_codebook(counts, config.out / "codebook.png")
     print(f"{config.out / 'tokenizer.safetensors'} sha256 {digest[:12]}")
-    print(", ".join(f"{name} {value:.2f}" for name, value in report.items()), "(held-out films)")
+    print(", ".join(f"{name} {value:.2f}" for name, value in report.items()), "(held-out)")
 
 
 def main(config: Config) -> None:
@@ -219,7 +222,7 @@ def main(config: Config) -> None:
         betas=(0.9, 0.95),
         weight_decay=config.weight_decay,
     )
-    free = {"data", "out", "device", "threads", "report_every", "checkpoint_s", "resume"}
+    free = {"data", "out", "layout", "device", "threads", "report_every", "checkpoint_s", "resume"}
     settings = {**settings_of(config, free), "frames": str(len(data.frames))}
     checkpoint = Checkpoint(config.out / "checkpoint.pt", training, optimizer, settings)
     first_step = checkpoint.load() if config.resume == "auto" else 0

@@ -1,4 +1,4 @@
-"""Frames out of video files: find, decode with PyAV, resize the shortest side, crop a square."""
+"""Frames out of videos and pictures: decode, resize the shortest side, crop a square."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.sources import VIDEOS, Source, files_below
+from pretraining.sources import Source
 
 # What decoders raise on damaged content, beside FFmpeg's own errors.
 DAMAGE = (OSError, EOFError, ValueError, SyntaxError, ArithmeticError, LookupError, TypeError)
@@ -35,34 +35,10 @@ class CorruptVideoError(CorruptSourceError):
     """A video of that sort."""
 
 
-def find_videos(folder: Path) -> list[Path]:
-    """All videos below `folder`, sorted. FileNotFoundError when there is none."""
-    try:
-        return files_below(folder, VIDEOS)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; film the simulator first: python -m toto_robot.film"
-        ) from None
-
-
 def hashed_share(names: list[str], fraction: float) -> set[str]:
     """A share of the names, at least one, that depends on nothing but the names."""
     count = max(1, round(len(names) * fraction))
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count])
-
-
-def split_videos(
-    videos: list[Path], folder: Path, fraction: float
-) -> tuple[list[Path], list[Path]]:
-    """Training and held-out videos: whole videos, chosen by a hash of their name, order kept."""
-    names = [video.relative_to(folder).as_posix() for video in videos]
-    chosen = hashed_share(names, fraction)
-    if len(chosen) >= len(names):
-        raise ValueError(
-            f"{len(videos)} video(s) below {folder} cannot be split; at least 2 are needed"
-        )
-    pairs = list(zip(videos, names, strict=True))
-    return [v for v, name in pairs if name not in chosen], [v for v, n in pairs if n in chosen]
 
 
 class Crop(NamedTuple):
@@ -204,32 +180,41 @@ def frames_per_second(source: Source) -> float:
         raise CorruptVideoError(f"{source.name} cannot be opened: {error}") from error
 
 
-def count_frames(path: Path) -> int:
-    """Frames of a video as its header says, else as many as there are packets; none is decoded."""
+def count_frames(source: Source) -> int:
+    """1 for a picture; of a video as its header says, else as many as there are packets.
+
+    Nothing is decoded.
+    """
+    if source.kind == "image":
+        return 1
     try:
-        with av.open(str(path)) as container:
+        with av.open(address(source)) as container:
             if not container.streams.video:
                 return 0
             known = container.streams.video[0].frames
             return known or sum(packet.size > 0 for packet in container.demux(video=0))
     except av.error.FFmpegError:
-        return 0  # `decode` tells the reason
+        return 0  # `frames_of` tells the reason
 
 
 def sample_frames(
-    videos: list[Path], resolution: int, max_frames: int, description: str
+    sources: list[Source], resolution: int, max_frames: int, description: str
 ) -> UInt8[Tensor, "N R R 3"]:
-    """Evenly spaced frames of all videos, at most `max_frames` together, in memory."""
-    quota = max(1, max_frames // len(videos))
+    """Evenly spaced frames of all videos, or pictures, at most `max_frames` together, in memory."""
+    if len(sources) > max_frames:
+        sources = [sources[i * len(sources) // max_frames] for i in range(max_frames)]
+    quota = max_frames // len(sources)
     kept: list[np.ndarray] = []
-    for video in tqdm(videos, desc=description, unit="video"):
-        count = count_frames(video)
+    for source in tqdm(sources, desc=description, unit=sources[0].kind):
+        count = count_frames(source)
         picks = set(np.linspace(0, count - 1, min(quota, count)).round().astype(int).tolist())
         try:
-            # To the end, as only that shows whether the video is whole.
-            kept += [to_square(f, resolution) for i, f in enumerate(decode(video)) if i in picks]
-        except CorruptVideoError as error:
+            # To the end, as only that shows whether a video is whole.
+            kept += [
+                to_square(f, resolution) for i, f in enumerate(frames_of(source)) if i in picks
+            ]
+        except CorruptSourceError as error:
             tqdm.write(f"skipped: {error}")
     if not kept:
-        raise CorruptVideoError(f"none of the {len(videos)} videos could be decoded")
+        raise CorruptSourceError(f"none of the {len(sources)} sources could be decoded")
     return torch.from_numpy(np.stack(kept))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pretraining.shards import Clips, CodedVideo, read_manifest, write_shard
-from pretraining.video import CorruptVideoError, find_videos, read_frames, split_videos
+from pretraining.tokenize_plan import decide_held_out, list_sources
+from pretraining.video import CorruptVideoError, read_frames
 from tests.pretraining.conftest import write_film
 from toto_robot.backbone.tokenizers import load_tokenizer
 
@@ -115,9 +116,9 @@ def test_films_are_resized_and_cropped(tmp_path: Path) -> None:
 
 def test_no_films(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="toto_robot.film"):
-        find_videos(tmp_path)
+        list_sources(tmp_path, "auto")
     (tmp_path / "text.mp4").write_text("no film")
     with pytest.raises(CorruptVideoError, match="text.mp4"):
         list(read_frames(tmp_path / "text.mp4", 32))
-    with pytest.raises(ValueError, match="at least 2"):
-        split_videos(find_videos(tmp_path), tmp_path, 0.1)
+    with pytest.raises(ValueError, match="cannot be split"):
+        decide_held_out(list_sources(tmp_path, "auto")[1], 0.1)

@@ -407,8 +407,17 @@ def test_sampled_frames_are_evenly_spaced(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.mkv" for i in range(2)]  # Matroska does not say how many frames
     for i, path in enumerate(paths):
         write_film(path, seed=i, frames=10 + i)
-    assert [count_frames(path) for path in paths] == [10, 11]
-    sampled = sample_frames(paths, 32, 6, "reading")
+    sources = list_sources(tmp_path, "videos")[1]
+    assert [count_frames(source) for source in sources] == [10, 11]
+    sampled = sample_frames(sources, 32, 6, "reading")
     frames = [list(read_frames(path, 32)) for path in paths]
     expected = [frames[0][i] for i in (0, 4, 9)] + [frames[1][i] for i in (0, 5, 10)]
     assert np.array_equal(sampled.numpy(), np.stack(expected))
+
+
+def test_sampled_pictures(pictures: Path) -> None:
+    """All of them, or evenly spaced ones."""
+    sources = list_sources(pictures, "images")[1]
+    every = sample_frames(sources, 32, 100, "reading")
+    assert len(every) == len(sources) == 7
+    assert torch.equal(sample_frames(sources, 32, 3, "reading"), every[[0, 2, 4]])

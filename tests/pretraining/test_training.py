@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pretraining import optimizer, tokenize, train, train_tokenizer
 from pretraining.dvae_loss import DVAETraining
@@ -170,6 +172,21 @@ def test_tokenizer_training_resumes_exactly(films: Path, tmp_path: Path, size: s
     assert about["kind"] == ("vqgan" if size == "vqgan-tiny" else "dvae")
     frames = torch.randint(256, (2, 32, 32, 3)).to(torch.uint8)
     assert model.decoder.decode(model.encoder.encode(frames)).shape == frames.shape
+
+
+def test_a_tokenizer_learns_from_pictures(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(8):
+        picture = random.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{i}.png")
+    options = train_tokenizer.Config(
+        data=tmp_path / "pictures", out=tmp_path / "out", resolution=32, held_out=0.25, steps=2,
+        batch_size=4, warmup=1,
+    )  # fmt: skip
+    train_tokenizer.main(options)
+    about = load_tokenizer(tmp_path / "out")[1]
+    assert about["resolution"] == 32 and about["trained"]["frames"] == "6"
 
 
 def test_damaged_checkpoint(shards: Path, tmp_path: Path) -> None:
