@@ -14,10 +14,15 @@ SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 def convert(text: str, kind: Any) -> Any:
-    """Text as int, float, bool, str, Path, Literal or one of these | None; ValueError if it is not."""
+    """Text as int, float, bool, str, Path, Literal, a tuple of these (`1,2,3`) or one of these | None.
+
+    ValueError if it is not.
+    """
     if typing.get_origin(kind) is types.UnionType:
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return None if text.lower() == "none" else convert(text, options[0])
+    if typing.get_origin(kind) is tuple:
+        return tuple(convert(word, typing.get_args(kind)[0]) for word in text.split(",") if word)
     if typing.get_origin(kind) is Literal:
         values = typing.get_args(kind)
         if text not in values:
@@ -39,6 +44,13 @@ def usage(config: type) -> str:
         required = field.default is dataclasses.MISSING
         lines.append(f"  {field.name}={'<required>' if required else field.default}")
     return "\n".join(lines)
+
+
+def split(config: type, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words for `config` and those for another configuration, which gets all that this one lacks."""
+    own = {field.name for field in dataclasses.fields(config)}
+    mine = [word for word in arguments if word.partition("=")[0] in own | {"--help", "-h"}]
+    return mine, [word for word in arguments if word not in mine]
 
 
 def parse(config: type[T], arguments: Sequence[str]) -> T:

@@ -42,6 +42,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
+class Diverged(RuntimeError):
+    """Too many bad batches in a row."""
+
+
 class SpikeGuard:
     """Says which batches are too bad to learn from: not finite, or far above the recent losses.
 
@@ -58,7 +62,7 @@ class SpikeGuard:
         """None for a good batch, else what is wrong with it.
 
         Raises:
-            RuntimeError: `patience` batches in a row were bad.
+            Diverged: `patience` batches in a row were bad.
         """
         if not math.isfinite(loss) or not math.isfinite(norm):
             problem = f"loss {loss}, gradient norm {norm}"
@@ -71,7 +75,7 @@ class SpikeGuard:
             return None
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
-            raise RuntimeError(
+            raise Diverged(
                 f"{self.in_a_row} bad batches in a row ({problem}); they are in bad_batches.jsonl. "
                 "Lower lr=, raise warmup=, or look at the data; the last checkpoint is from before"
             )

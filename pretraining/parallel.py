@@ -61,7 +61,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def join_world(device: str, replicas: int = 0) -> Iterator[World]:
-    """The ranks that torchrun started, or this process alone.
+    """The ranks that torchrun or Ray Train started, or this process alone.
 
     Args:
         replicas: groups of ranks that each hold a whole model, sharded within; 0: one per node.
@@ -74,7 +74,9 @@ def join_world(device: str, replicas: int = 0) -> Iterator[World]:
     replicas = replicas or size // int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     if size % replicas:
         raise SystemExit(f"replicas={replicas} does not divide {size} processes")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    ours = not dist.is_initialized()  # Ray Train has joined the ranks already, and parts them
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         if replicas > 1:
             shape, names = (replicas, size // replicas), ("replicate", "shard")
@@ -83,7 +85,8 @@ def join_world(device: str, replicas: int = 0) -> Iterator[World]:
         mesh = init_device_mesh(chosen.type, shape, mesh_dim_names=names)
         yield World(chosen, dist.get_rank(), size, mesh)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
 
 
 def distribute(model: CausalModel, world: World, *, bfloat16: bool, compile: bool) -> None:

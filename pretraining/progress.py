@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from toto_robot.backbone.weights import replace_atomically
+
+Requeue = Literal["auto", "always", "never"]
 
 
 class MetricsLog:
@@ -93,17 +98,44 @@ class Checkpoint:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a step is never cut in half.
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into flags, so that a step is never cut in half.
 
-    The second one ends the program at once.
+    A second Ctrl-C ends the program at once, if it comes a second later: launchers pass the first
+    one on. Outside the main thread (Ray Train) there are no signals to take.
+
+    Attributes:
+        requested: whether to stop after this step.
+        time_is_up: whether it was SIGUSR1 that asked, with which SLURM warns of the time limit.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
+        self.requested = self.time_is_up = False
+        self._at = math.inf
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self.note)
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._at > 1:
             os._exit(128 + number)
-        self.requested = True
+        self.requested, self._at = True, min(self._at, now)
+        self.time_is_up = self.time_is_up or number == signal.SIGUSR1
+
+
+def requeue(when: Requeue, time_is_up: bool) -> str:
+    """Put this SLURM job back into the queue if it is to; says what became of it.
+
+    Args:
+        when: "auto" when SLURM's time limit came, "always" also after SIGTERM (a preemption that
+            does not requeue by itself; but `scancel` sends it too), "never".
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or when == "never" or (when == "auto" and not time_is_up):
+        return "the same command continues there"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        return f"the same command continues there (scontrol requeue {job} failed: {reason})"
+    return f"SLURM job {job} is in the queue again"

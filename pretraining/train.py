@@ -35,7 +35,7 @@ from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, sta
 from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
 from pretraining.pixels import Ahead, Augment, PixelSamples, open_pixels
-from pretraining.progress import Interrupt, settings_of
+from pretraining.progress import Interrupt, Requeue, requeue, settings_of
 from pretraining.samples import Samples, open_shards
 from pretraining.shards import Manifest
 from pretraining.tracker import Tracker
@@ -84,11 +84,12 @@ class Config:
     eval_every: int = 250
     checkpoint_s: float = 60.0
     resume: Literal["auto", "never"] = "auto"
+    requeue: Requeue = "auto"  # in SLURM's queue: at the time limit, also after SIGTERM, or not
     wandb: str | None = None  # a Weights & Biases project
 
 
 FREE = {"data", "out", "threads", "checkpoint_s", "resume", "micro_batch", "device", "replicas",
-        "compile", "readers", "wandb"}  # may change between a run and its continuation  # fmt: skip
+        "compile", "readers", "requeue", "wandb"}  # may change between a run and its continuation  # fmt: skip
 PAPER = {"frames": 16, "batch_size": 256, "lr": 3e-4, "warmup": 2000}
 SMALL = {"frames": 4, "batch_size": 8, "lr": 2e-3, "warmup": 60}
 
@@ -292,15 +293,15 @@ def main(config: Config) -> None:
         run(with_recipe(config), world)
 
 
-def run(config: Config, world: World) -> None:
-    """One rank's training."""
+def run(config: Config, world: World, interrupt: Interrupt | None = None) -> None:
+    """One rank's training; `interrupt` where several of them share one."""
     assert config.frames and config.batch_size and config.lr and config.warmup is not None
     if config.batch_size % world.size:
         raise SystemExit(
             f"batch_size={config.batch_size} does not divide over {world.size} processes; use "
             f"{config.batch_size // world.size * world.size or world.size}"
         )
-    interrupt = Interrupt()
+    interrupt = interrupt or Interrupt()
     data, test = open_samples(config, world.device)
 
     # Model and optimiser, new or from where an earlier run stopped.
@@ -340,7 +341,8 @@ def run(config: Config, world: World) -> None:
         if stop:
             checkpoints.save(step + 1, guard.history)
             checkpoints.wait()
-            raise SystemExit(f"\nstopped after step {step + 1}; the same command continues there")
+            news = requeue(config.requeue, interrupt.time_is_up) if world.is_main else ""
+            raise SystemExit(f"\nstopped after step {step + 1}; {news}")
         elif due and step + 1 < config.steps:
             checkpoints.save(step + 1, guard.history)
     tracker.close()
