@@ -217,6 +217,9 @@ def to_sequence(codes: Int[Tensor, "B ..."], start: int | Tensor = VIDEO_START) 
 
     `start` is one id for all, or int64 [B].
     """
-    tokens = codes.flatten(1).long() + NUM_SPECIALS
-    starts = torch.as_tensor(start, device=tokens.device).expand(len(tokens))
-    return torch.cat([starts[:, None].long(), tokens], dim=1)
+    codes = codes.flatten(1)
+    sequence = codes.new_empty(len(codes), 1 + codes.shape[1], dtype=torch.int64)
+    sequence[:, 0] = torch.as_tensor(start, device=codes.device)
+    sequence[:, 1:] = codes  # widens 16-bit codes on the way
+    sequence[:, 1:] += NUM_SPECIALS
+    return sequence
