@@ -95,6 +95,10 @@ def find_decoder(weights: Path, given: Path | None) -> Path:
 def load(config: Config) -> Parts:
     """Model with head, encoder and decoder; the settings of its training where none are given."""
     encoder, model, about, path = load_with_head(config.backbone, config.weights)
+    if model.config.patch:
+        raise SystemExit(
+            f"{path} reads patches of pixels and predicts no codes: nothing to draw from"
+        )
     decoder = read_decoder(find_decoder(path, config.tokenizer), about["encoder_sha256"])
     trained = about.get("trained", {})
     context = config.context or int(trained.get("frames", 16))

@@ -123,21 +123,21 @@ class CausalModel(nn.Module):
         """Next-token logits from the states after the last block."""
         return self.head(self.norm(x_BND)) * self.config.output_scale
 
-    def remember(self, batch: int, capacity: int) -> Memory:
-        """An empty memory for `batch` sequences of up to `capacity` tokens."""
-        device = self.embedding.weight.device
-        return KeyValues(self.config.layers, batch, capacity, device)
+    def remember(self, batch: int, capacity: int, depth: int | None = None) -> Memory:
+        """An empty memory of `depth` (all) blocks for `batch` sequences of `capacity` tokens."""
+        layers: int = self.config.layers if depth is None else depth
+        return KeyValues(layers, batch, capacity, self.embedding.weight.device)
 
     def extend(self, tokens: Int[Tensor, "B n"], memory: Memory) -> Float[Tensor, "B n D"]:
-        """States after the last block of tokens that follow what `memory` holds; it then holds them.
+        """States of tokens that follow what `memory` holds; it then holds them too.
 
-        The same as those of one pass over all the tokens.
+        After as many blocks as it was made for, and the same as in one pass over all the tokens.
 
         Raises:
             ValueError: the memory is too small for them.
         """
         x_BND, more = self.begin(tokens, memory.place(tokens.shape[1]))
-        for block, past in zip(self.blocks, memory.layers, strict=True):
+        for block, past in zip(self.blocks, memory.layers, strict=False):
             x_BND = block(x_BND, *more, past)
         return x_BND
 

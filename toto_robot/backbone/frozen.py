@@ -4,7 +4,7 @@ Inside: resize, pixel mapping, tokenizer, start token, the first k blocks, read-
 always in eval mode, weights never change.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalModel
-from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.int8 import to_int8
+from toto_robot.backbone.precision import Precision, fast_matmul
+from toto_robot.backbone.streaming import FeatureStream
 from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
 
@@ -66,6 +68,8 @@ class FrozenBackbone(nn.Module):
         untrained: True for random weights; whatever is made with them should say so.
         num_layers: depth of the full model; `layer` of them are run.
         resolution: side in pixels of what the tokenizer sees.
+        context: frames per sequence in the training; 16, the paper's, where that is not known.
+        precision: of the trunk, as given to `load_backbone`.
     """
 
     def __init__(
@@ -80,11 +84,15 @@ class FrozenBackbone(nn.Module):
         readout: str = "grid",
         grid: int = 8,
         weights_hash: str | None = None,
+        context: int = 16,
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         self.encoder, self.trunk = encoder, trunk
         self.name, self.layer, self.num_layers = name, layer, num_layers
         self.resolution, self.readout, self.grid = resolution, readout, grid
+        self.context, self.precision = context, precision
+        self._compiled: Any = None
         self.tokens_per_side = resolution // encoder.config.stride
         self.num_features = trunk.config.dim
         readouts = get_args(Readout)
@@ -97,10 +105,16 @@ class FrozenBackbone(nn.Module):
             side = self.tokens_per_side
             fitting = ", ".join(str(g) for g in range(1, side + 1) if side % g == 0)
             raise ValueError(f"grid={grid} does not divide {side} tokens per side; use {fitting}")
+        if precision not in (known := get_args(Precision)):
+            raise ValueError(
+                f"precision={precision!r}, known: {', '.join(known)}.{nearest(precision, known)}"
+            )
         self.untrained = weights_hash is None
         self.requires_grad_(False)
         super().train(False)
         self.weights_hash = weights_hash or self.digest()
+        if precision == "int8":
+            to_int8(trunk)
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Stays in eval mode: a policy's `.train()` must not reach the backbone."""
@@ -134,9 +148,51 @@ class FrozenBackbone(nn.Module):
             ValueError: the type, rank or number of channels is wrong.
         """
         videos = check_frames(frames)
-        chunks = videos.split(max(1, CHUNK // videos.shape[1]))
-        features = torch.cat([self._read_out(self._states(chunk)[-1]) for chunk in chunks])
+        if self._compiled is None:
+            features = self.from_codes(self.encode(videos))
+        else:
+            chunks = videos.split(max(1, CHUNK // videos.shape[1]))
+            features = torch.cat([self._compiled(self._to_device(chunk)) for chunk in chunks])
         return features if frames.ndim == 5 else features.squeeze(1)
+
+    def one_pass(self, frames: UInt8[Tensor, "B T R R 3"]) -> Float[Tensor, "B T *features"]:
+        """`forward` for frames of the right size on the right device: tensors in, tensor out.
+
+        Nothing but tensor operations on fixed shapes: this is what is compiled and exported.
+        """
+        codes = self.encoder.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return self.read_out(self._states(codes, self.layer)[-1])
+
+    def compile_pass(self) -> None:
+        """Compile tokenizer, trunk and read-out as one; each new shape is compiled when it comes.
+
+        On CUDA the whole of it is replayed as one CUDA graph, which takes away the launch of some
+        hundred kernels; the output is copied out of the graph's memory, which the next call
+        overwrites. On a CPU the inductor's C++ code is used (it needs a compiler, such as g++).
+        """
+        on_gpu = self.trunk.embedding.weight.device.type == "cuda"
+        mode = "reduce-overhead" if on_gpu else None
+        run = torch.compile(self.one_pass, fullgraph=True, dynamic=False, mode=mode)
+        self._compiled = lambda frames: run(frames).clone()
+
+    @torch.no_grad()
+    def from_codes(self, codes: Shaped[Tensor, "B T h w *P"]) -> Float[Tensor, "B T *features"]:
+        """What `forward` gives for videos whose codes (`tokenize`) are there already."""
+        chunks = codes.split(max(1, CHUNK // codes.shape[1]))
+        return torch.cat([self.read_out(self._states(chunk, self.layer)[-1]) for chunk in chunks])
+
+    def stream(
+        self, worlds: int = 1, *, context: int | None = None, cached: bool = True
+    ) -> FeatureStream:
+        """Features of camera streams, frame by frame (see streaming.py).
+
+        Args:
+            worlds: cameras, or environments of a batch.
+            context: frames in sight, the newest included; None: as many as in the training.
+            cached: read the new frame alone, with a memory of the others; exact up to `context`
+                frames, near it afterwards. False: read all frames in sight again; exact always.
+        """
+        return FeatureStream(self, worlds, context or self.context, cached)
 
     @torch.no_grad()
     def hidden_states(self, frames: Frames) -> list[Float[Tensor, "B N D"]]:
@@ -144,9 +200,9 @@ class FrozenBackbone(nn.Module):
 
         All of them with `load_backbone(..., all_layers=True)`. N is tokens per frame times T.
         """
-        videos = check_frames(frames)
+        codes = self.encode(frames)
         depth = self.trunk.config.layers
-        chunks = [self._states(c, depth) for c in videos.split(max(1, CHUNK // videos.shape[1]))]
+        chunks = [self._states(c, depth) for c in codes.split(max(1, CHUNK // codes.shape[1]))]
         return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
 
     @torch.no_grad()
@@ -160,29 +216,38 @@ class FrozenBackbone(nn.Module):
             raise ValueError(
                 f"{self.name} reads patches of {self.trunk.config.patch} px, not codes"
             )
-        codes = self._codes(check_frames(frames))
+        codes = self.encode(frames)
         return codes if frames.ndim == 5 else codes.squeeze(1)
 
-    def _codes(self, videos: UInt8[Tensor, "B T H W 3"]) -> Shaped[Tensor, "B T h w *P"]:
-        """Codes, or patches where the model reads these."""
-        device = self.trunk.embedding.weight.device
-        codes = []
-        for chunk in videos.flatten(0, 1).split(CHUNK):
-            pixels = to_resolution(chunk.to(device), self.resolution)
-            # In float32: rounding would turn one code in sixty into another, machine by machine.
-            codes.append(self.encoder.encode(pixels))
+    @torch.no_grad()
+    def encode(self, frames: Frames) -> Shaped[Tensor, "B T h w *P"]:
+        """What the trunk reads, always with a time axis: codes, or patches of pixels."""
+        videos = check_frames(frames)
+        # In float32: rounding would turn one code in sixty into another, machine by machine.
+        chunks = videos.flatten(0, 1).unsqueeze(1).split(CHUNK)
+        codes = [self.encoder.encode(self._to_device(chunk)[:, 0]) for chunk in chunks]
         return torch.cat(codes).unflatten(0, videos.shape[:2])
 
+    def _to_device(self, videos: UInt8[Tensor, "B T H W 3"]) -> UInt8[Tensor, "B T R R 3"]:
+        """On the trunk's device and resized."""
+        frames = videos.to(self.trunk.embedding.weight.device).flatten(0, 1)
+        return to_resolution(frames, self.resolution).unflatten(0, videos.shape[:2])
+
     def _states(
-        self, videos: UInt8[Tensor, "B T H W 3"], depth: int | None = None
+        self, codes: Shaped[Tensor, "B T h w *P"], depth: int
     ) -> list[Float[Tensor, "B T tokens D"]]:
-        tokens = self.trunk.sequence(self._codes(videos))
-        with fast_matmul(tokens.device.type):
-            states = self.trunk.hidden_states(tokens, self.layer if depth is None else depth)
-        per_frame = (videos.shape[1], self.tokens_per_side**2)
+        tokens = self.trunk.sequence(codes)
+        with self.matmul():
+            states = self.trunk.hidden_states(tokens, depth)
+        per_frame = (codes.shape[1], self.tokens_per_side**2)
         return [state[:, 1:].float().unflatten(1, per_frame) for state in states]
 
-    def _read_out(self, x_BTND: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T *features"]:
+    def matmul(self) -> torch.autocast:
+        """The precision of the trunk's matrix products, as a context."""
+        return fast_matmul(self.trunk.embedding.weight.device.type, self.precision)
+
+    def read_out(self, x_BTND: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T *features"]:
+        """Features from the states at a frame's tokens, in raster order."""
         if self.readout == "mean":
             return x_BTND.mean(dim=2)
         if self.readout == "last":

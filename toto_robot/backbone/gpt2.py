@@ -88,10 +88,10 @@ class GPT2(CausalModel):
             places = torch.arange(tokens.shape[1], device=tokens.device)
         return self.embedding(tokens) + self.positions(places), ()
 
-    def remember(self, batch: int, capacity: int) -> Memory:
+    def remember(self, batch: int, capacity: int, depth: int | None = None) -> Memory:
         """Raises ValueError for a capacity beyond the positions."""
         self._check_length(capacity)
-        return super().remember(batch, capacity)
+        return super().remember(batch, capacity, depth)
 
     def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
         """Raises ValueError: each key was made at a position of its own and cannot move."""

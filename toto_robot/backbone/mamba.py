@@ -117,9 +117,9 @@ class Mamba(CausalModel):
     def make_block(self) -> nn.Module:
         return MambaBlock(self.config)
 
-    def remember(self, batch: int, capacity: int) -> Memory:
+    def remember(self, batch: int, capacity: int, depth: int | None = None) -> Memory:
         """Its state has one size for any past; `batch` and `capacity` bound nothing."""
-        return States(self.config.layers)
+        return States(self.config.layers if depth is None else depth)
 
     def forget(self, memory: Memory, rows: Bool[Tensor, " B"], count: int) -> None:
         """Nothing to do: a state space has no window, the past fades by itself."""

@@ -27,7 +27,7 @@ BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are 
 }
 PACKAGED = Path(__file__).parent / "pretrained"
 RANDOM_SEED = 0
-RESOLUTION = 128
+RESOLUTION, CONTEXT = 128, 16  # px, frames: the paper's, where a file does not say
 
 
 class WeightsNotFoundError(FileNotFoundError):
@@ -182,6 +182,8 @@ def load_backbone(
     grid: int = 8,
     device: str = "cpu",
     all_layers: bool = False,
+    precision: str = "auto",
+    compile: bool = False,
 ) -> FrozenBackbone:
     """A frozen backbone by name.
 
@@ -194,23 +196,30 @@ def load_backbone(
             Fig. 6). Later blocks are not even built.
         readout: "grid" (tokens averaged down to grid x grid), "tokens", "mean" or "last".
         all_layers: build all blocks, so that `hidden_states` gives every layer.
+        precision: of the trunk; "auto" (bfloat16 where the hardware has it), "float32", "bfloat16",
+            or "int8" (CPU only; weights and activations rounded, see int8.py). The hash that the
+            backbone names stays that of the file; `digest()` is of what is in memory.
+        compile: compile tokenizer, trunk and read-out into one (`FrozenBackbone.compile_pass`).
 
     Raises:
         WeightsNotFoundError: there are no weights; the message says how to get some.
-        ValueError: unknown name, layer or readout; damaged or mismatched weights.
+        ValueError: unknown name, layer, readout or precision; damaged or mismatched weights.
     """
+    if precision == "int8" and torch.device(device).type != "cpu":
+        raise ValueError(f"precision=int8 is for CPUs, not device={device}; use bfloat16 there")
     size = check_name(name)
     layer = MODELS[size].layers // 2 if layer is None else layer
     depth = None if all_layers else layer
     with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
         if weights == "random":
             encoder, trunk, full = random_parts(name, depth)
-            resolution, weights_hash = RESOLUTION, None
+            resolution, weights_hash, context = RESOLUTION, None, CONTEXT
         else:
             path = find_weights(name, weights)
             encoder, trunk, about, full = encoder_and_trunk(path, size, depth)
             resolution, weights_hash = int(about["resolution"]), str(about["sha256"])
-    return FrozenBackbone(
+            context = int(about.get("trained", {}).get("frames", CONTEXT))
+    backbone = FrozenBackbone(
         encoder,
         trunk,
         name=name,
@@ -220,4 +229,9 @@ def load_backbone(
         readout=readout,
         grid=grid,
         weights_hash=weights_hash,
+        context=context,
+        precision=precision,
     ).to(device)
+    if compile:
+        backbone.compile_pass()
+    return backbone
