@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pretraining.index import read_index
+from pretraining.index import Index, read_index
 from pretraining.samples import Batch, Samples
 from pretraining.sampling import draw, mix
 from pretraining.shards import Manifest
@@ -102,18 +102,19 @@ class PixelSamples:
     """Clips, or sequences of T pictures, of the training or the held-out part of an index.
 
     Args:
-        folder: written by `pretraining.index`.
+        index, keyframes: as `read_index` gives them.
         encoder: of its tokenizer, on the device of the training; None: pixels without codes.
         threads: clips decoded at a time; 0: one per core.
         augment: of drawn samples; `at` always gives the centre.
 
     Raises:
-        ValueError: no video is long enough, or there are too few pictures; or as `read_index`.
+        ValueError: no video is long enough, or there are too few pictures.
     """
 
     def __init__(
         self,
-        folder: Path,
+        index: Index,
+        keyframes: Int[np.ndarray, "K 3"],
         encoder: TokenEncoder | None,
         *,
         frames: int,
@@ -122,24 +123,24 @@ class PixelSamples:
         augment: Augment = "none",
         threads: int = 0,
     ) -> None:
-        self.index, keyframes = read_index(folder)
-        self.manifest: Manifest = self.index
-        self.manifest_sha256 = self.index.digest()
+        self.index = index
+        self.manifest: Manifest = index
+        self.manifest_sha256 = index.digest()
         self.encoder = encoder
         self.augment: Augment = augment
-        self.pictures = self.index.kind == "image"
+        self.pictures = index.kind == "image"
         self.per_sample = frames if self.pictures else 1  # clips; a picture is a clip of one frame
         self.offsets = np.arange(1 if self.pictures else frames) * stride
         span = int(self.offsets[-1]) + 1
-        lengths = np.array(self.index.lengths)
-        used = np.isin(np.arange(len(lengths)), self.index.held_out) == held_out
+        lengths = np.array(index.lengths)
+        used = np.isin(np.arange(len(lengths)), index.held_out) == held_out
         self.videos = np.flatnonzero(used & (lengths >= span))
         self.ends = np.cumsum(lengths[self.videos] - span + 1)  # clips up to and with each video
         if len(self) == 0:
             part = "held-out" if held_out else "training"
             wanted = f"{frames} pictures" if self.pictures else f"video of {span} frames"
             raise ValueError(
-                f"the {part} part of {folder} has no {wanted}, which frames={frames} stride={stride} "
+                f"the {part} part of {index.root} has no {wanted}, which frames={frames} stride={stride} "
                 "spans; lower them, or index more"
             )
         bounds = np.searchsorted(keyframes[:, 0], np.arange(len(lengths) + 1))
@@ -214,25 +215,28 @@ def open_pixels(
     Raises:
         ValueError: codes are wanted and the index names no tokenizer; or as `read_index`.
     """
-    encoder = None
-    if codes:
-        manifest = read_index(folder)[0]
-        if not manifest.vocabulary:
-            raise ValueError(
-                f"{folder} was made without a tokenizer, so there are no codes; index the videos "
-                "with tokenizer=<folder>, or train with objective=patch"
-            )
-        tokenizer, about = load_tokenizer(folder)
-        if about["sha256"] != manifest.tokenizer_sha256:
-            raise ValueError(
-                f"the tokenizer in {folder} has SHA-256 {about['sha256'][:12]}…, the index was made "
-                f"for {manifest.tokenizer_sha256[:12]}…; index again"
-            )
-        encoder = tokenizer.encoder.to(device).requires_grad_(False)
-        torch.backends.cudnn.allow_tf32 = False  # float32 in the tokenizer's convolutions too
+    index, keyframes = read_index(folder)
+    encoder = load_encoder(folder, index, device) if codes else None
     options: dict[str, Any] = {"frames": frames, "stride": stride, "threads": threads}
-    training = PixelSamples(folder, encoder, augment=augment, **options)
-    return training, PixelSamples(folder, encoder, held_out=True, **options)
+    training = PixelSamples(index, keyframes, encoder, augment=augment, **options)
+    return training, PixelSamples(index, keyframes, encoder, held_out=True, **options)
+
+
+def load_encoder(folder: Path, index: Index, device: torch.device) -> TokenEncoder:
+    """The encoder that the index was made for; ValueError if it was made without, or for another."""
+    if not index.vocabulary:
+        raise ValueError(
+            f"{folder} was made without a tokenizer, so there are no codes; index the sources with "
+            "tokenizer=<folder>, or train with objective=patch"
+        )
+    tokenizer, about = load_tokenizer(folder)
+    if about["sha256"] != index.tokenizer_sha256:
+        raise ValueError(
+            f"the tokenizer in {folder} has SHA-256 {about['sha256'][:12]}…, the index was made for "
+            f"{index.tokenizer_sha256[:12]}…; index again"
+        )
+    torch.backends.cudnn.allow_tf32 = False  # float32 in the tokenizer's convolutions too
+    return tokenizer.encoder.to(device).requires_grad_(False)
 
 
 class Ahead:
