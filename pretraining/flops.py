@@ -33,7 +33,8 @@ PEAKS = {
 def forward_flops(config: CausalConfig, length: int) -> dict[str, float]:
     """FLOPs per token of a forward pass over `length` tokens, by part.
 
-    Parts: `linear` (every matrix of the blocks), `head`, `attention` (all pairs of tokens), and for
+    Parts: `linear` (every matrix of the blocks), `head`, `attention` (all pairs of tokens), for a
+    model that reads patches `embedding` (a table costs nothing), and for
     Mamba `conv` and `scan`: per channel and state a step of h = a h + b x with a = dt A, b = dt B
     is four FLOPs, and `readout`, the sum over states, two.
     """
@@ -41,6 +42,8 @@ def forward_flops(config: CausalConfig, length: int) -> dict[str, float]:
         model: Any = make_model(config)
     matrices = [m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear)]
     parts = {"linear": 2.0 * sum(matrices), "head": 2.0 * model.head.weight.numel()}
+    if config.patch:
+        parts["embedding"] = 2.0 * model.embedding.weight.numel()
     if isinstance(config, MambaConfig):
         channels = config.layers * config.inner
         parts["conv"] = 2.0 * channels * config.kernel
@@ -55,9 +58,9 @@ def flops_per_token(config: CausalConfig, length: int) -> dict[str, float]:
     """FLOPs per token of forward and backward pass, attention counted "full" and "causal"."""
     parts = forward_flops(config, length)
     attention = parts.pop("attention", 0.0)
-    rest = sum(parts.values())
+    rest = 3 * sum(parts.values()) - parts.get("embedding", 0.0)  # pixels have no gradient
     kept = (length + 1) / (2 * length)  # a token sees itself and those before it
-    return {"full": 3 * (rest + attention), "causal": 3 * (rest + kept * attention)}
+    return {"full": rest + 3 * attention, "causal": rest + 3 * kept * attention}
 
 
 def macs_per_token(config: CausalConfig, length: int) -> float:

@@ -62,7 +62,11 @@ def fit_power(compute: Numbers, loss: Numbers, samples: int = 200, seed: int = 0
 def fit_parametric(
     parameters: Numbers, tokens: Numbers, loss: Numbers, samples: int = 100, seed: int = 0
 ) -> Law:
-    """L = E + A / N^alpha + B / D^beta. ValueError with fewer than six points."""
+    """L = E + A / N^alpha + B / D^beta.
+
+    Raises:
+        ValueError: fewer than six points, or they contradict the law: losses do not fall with N or D.
+    """
     n, d, y = _logs(parameters), _logs(tokens), _logs(loss)
     _check(len(y), 6, "L(N, D)")
     n_middle, d_middle = float(n.mean()), float(d.mean())
@@ -83,7 +87,11 @@ def fit_parametric(
         return {"E": float(np.exp(e)), "A": float(scale_n), "alpha": alpha,
                 "B": float(scale_d), "beta": beta}  # fmt: skip
 
-    return _fit(predict, y, torch.tensor(grid, dtype=torch.float64), name, samples, seed)
+    law = _fit(predict, y, torch.tensor(grid, dtype=torch.float64), name, samples, seed)
+    if law.values["alpha"] <= 0 or law.values["beta"] <= 0:
+        shown = ", ".join(f"{key} = {value:.3g}" for key, value in law.values.items())
+        raise ValueError(f"these losses do not fall with both size and tokens: best fit {shown}")
+    return law
 
 
 def _logs(values: Numbers) -> Tensor:
@@ -120,7 +128,8 @@ def _fit(
     fits = []
     for _ in range(samples):
         chosen = torch.from_numpy(random.integers(0, len(y), len(y)))
-        fits.append(name(refine(best, chosen)[1]))
+        again = [refine(start, chosen) for start in (best, starts[order[0]])]
+        fits.append(name(min(again, key=lambda found: found[0])[1]))
     values = name(best)
     intervals = {}
     for key in values:

@@ -4,15 +4,17 @@ Everything follows from a parameter's name and m = width / base width, so that c
 and FSDP2 change nothing. What a table or a vector is given does not depend on the width:
 
     kind     start  rate  decay  eps    which
-    hidden   m^-½   1/m   m      1/m    matrices from width to width
+    hidden   m^-½   1/m   m      r/m    matrices from width to width
     table    1      1     1      1/m    embedding, positions, output projection
-    vector   1      1     0      1/m    norms and biases
+    vector   1      1     0      r/m    norms and biases (of the final norm 1/m)
 
 The forward pass has the rest (`with_multipliers`): logits times 1/m, which is what makes one rate
-right for the tied embedding, and attention scores over the head's width instead of its root.
+right for the tied embedding, and attention scores over the head's width instead of its root. With a
+base depth what a block adds is multiplied by r = base depth / depth, and a rate holds at other depths
+too (CompleteP, Dey et al. 2025, arXiv 2505.01618, with alpha = 1); otherwise r is 1.
 AdamW decays by rate times decay: with 1/m and m that product stays the same at every width (arXiv
 2510.19093). Gradients shrink with 1/m everywhere behind those logits, and so must AdamW's eps.
-At the base width everything is as without muP.
+At the base width (and depth) everything is as without muP.
 """
 
 import re
@@ -55,17 +57,18 @@ def kind_of(name: str) -> str:
     raise ValueError(f"muP has no rule for the parameter {name}; known: {', '.join(KINDS)}")
 
 
-def scales_of(name: str, m: float, decay_exponent: float = 1.0) -> Scales:
+def scales_of(name: str, m: float, r: float = 1.0, decay_exponent: float = 1.0) -> Scales:
     """Multipliers for one parameter.
 
     Args:
         m: width over base width.
+        r: `residual_scale` of the model.
         decay_exponent: weight decay of hidden matrices grows with m to this power.
     """
-    kind = kind_of(name)
+    kind, inside = kind_of(name), r if name.startswith("blocks.") else 1.0
     if kind == "hidden":
-        return Scales(m**-0.5, 1 / m, m**decay_exponent, 1 / m)
-    return Scales(weight_decay=1.0 if kind == "table" else 0.0, eps=1 / m)
+        return Scales(m**-0.5, 1 / m, m**decay_exponent, inside / m)
+    return Scales(weight_decay=1.0 if kind == "table" else 0.0, eps=inside / m)
 
 
 def check_family(config: CausalConfig) -> None:
@@ -81,12 +84,14 @@ def check_family(config: CausalConfig) -> None:
         )
 
 
-def with_multipliers(config: CausalConfig, base_width: int) -> CausalConfig:
-    """The configuration with the forward multipliers of muP."""
+def with_multipliers(config: CausalConfig, base_width: int, base_depth: int = 0) -> CausalConfig:
+    """The configuration with the forward multipliers of muP; without those for depth if it is 0."""
     check_family(config)
     fields: Any = {"output_scale": config.output_scale * base_width / config.dim}
     head_width = config.dim // config.heads  # pyright: ignore[reportAttributeAccessIssue]
     fields["attention_scale"] = HEAD_WIDTH**0.5 / head_width
+    if base_depth:
+        fields["residual_scale"] = base_depth / config.layers
     return replace(config, **fields)
 
 
@@ -97,11 +102,13 @@ def scale_weights(model: nn.Module, m: float) -> None:
         parameter.mul_(scales_of(name, m).init)
 
 
-def mup_groups(model: nn.Module, weight_decay: float, m: float) -> list[dict[str, Any]]:
+def mup_groups(
+    model: nn.Module, weight_decay: float, m: float, r: float = 1.0
+) -> list[dict[str, Any]]:
     """AdamW's groups, for `make_optimizer` and `set_lr`: one per combination of multipliers."""
     members: dict[Scales, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        members.setdefault(replace(scales_of(name, m), init=1.0), []).append(parameter)
+        members.setdefault(replace(scales_of(name, m, r), init=1.0), []).append(parameter)
     return [
         {
             "params": parameters,

@@ -73,6 +73,7 @@ class Config:
     spike_patience: int = 5  # such batches in a row: stop
     mup: bool = False  # lr holds at every width: it is that of base_width
     base_width: int = 256
+    base_depth: int = 0  # under muP lr is that of so many layers; 0: it is not adapted to depth
     rope_base: float = 10_000.0
     init_from: Path | None = None  # an exported backbone to start from
     seed: int = 0
@@ -107,7 +108,7 @@ def size_of(config: Config, manifest: Manifest) -> CausalConfig:
     size = resized(size, dim=config.width, heads=config.heads, layers=config.layers)
     if hasattr(size, "rope_base"):
         size = replace(size, rope_base=config.rope_base)  # pyright: ignore[reportCallIssue]
-    return with_multipliers(size, config.base_width) if config.mup else size
+    return with_multipliers(size, config.base_width, config.base_depth) if config.mup else size
 
 
 def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel, bool]:
@@ -127,8 +128,8 @@ def build(config: Config, manifest: Manifest, world: World) -> tuple[CausalModel
 
 def optimizer_for(model: CausalModel, config: Config) -> torch.optim.AdamW:
     if config.mup:
-        ratio = model.config.dim / config.base_width
-        return make_optimizer(mup_groups(model, config.weight_decay, ratio))
+        m, r = model.config.dim / config.base_width, model.config.residual_scale
+        return make_optimizer(mup_groups(model, config.weight_decay, m, r))
     return make_optimizer(standard_groups(model, config.weight_decay))
 
 

@@ -1,5 +1,7 @@
 """FLOPs of every family against PyTorch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,6 +43,19 @@ def test_mamba_equals_the_counter() -> None:
     backward = counted("mamba-tiny", True)
     assert backward["aten.mm"] == 3 * counts["aten.mm"]
     assert backward["aten.bmm"] == 3 * counts["aten.bmm"]
+
+
+def test_patches_equal_the_counter() -> None:
+    """Patches are embedded by a matrix; their pixels get no gradient."""
+    config = replace(
+        resized(model_config("tiny"), dim=64, layers=2), patch=8, predicts="patch", tied=False
+    )
+    model = make_model(config)
+    frames = torch.randint(256, (BATCH, 3, 32, 32, 3)).to(torch.uint8)  # 3 frames of 16 patches
+    codes = torch.zeros(BATCH, 3, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.clip_losses(codes, frames=frames).mean().backward()
+    assert flops_per_token(config, 48)["full"] == counter.get_total_flops() / (BATCH * 48)
 
 
 def test_published_arithmetic() -> None:

@@ -42,12 +42,18 @@ def test_parametric_law_is_recovered() -> None:
     )
     loss = 1.8 + 400 / parameters**0.34 + 410 / tokens**0.28
     loss *= np.exp(random.normal(0, 0.003, len(loss)))
-    law = fit_parametric(parameters, tokens, loss, samples=40)
+    law = fit_parametric(parameters, tokens, loss, samples=20)
     for name, value in planted.items():
         low, high = law.intervals[name]
         assert low < value < high, (name, law)
     low, high = law.intervals["alpha"]
     assert high - low < 0.05 and abs(law.values["beta"] - 0.28) < 0.03
+
+
+def test_losses_that_rise_with_size_are_no_law() -> None:
+    n, d = (x.ravel() for x in np.meshgrid(np.logspace(4, 6, 4), np.logspace(4, 6, 5)))
+    with pytest.raises(ValueError, match="do not fall with both size and tokens: best fit E = "):
+        fit_parametric(n, d, 1 + 0.01 * n**0.2 + 9 / d**0.3, samples=2)
 
 
 def test_frontier() -> None:

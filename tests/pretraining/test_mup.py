@@ -22,15 +22,18 @@ BASE = 32
 Trained = tuple[CausalModel, torch.optim.AdamW]
 
 
-def start(name: str, width: int, mup: bool, seed: int) -> Trained:
+def start(
+    name: str, width: int, mup: bool, seed: int, layers: int = 2, base_depth: int = 0
+) -> Trained:
     torch.manual_seed(seed)
-    config = resized(replace(model_config(name), vocabulary=60), dim=width, layers=2)
+    config = resized(replace(model_config(name), vocabulary=60), dim=width, layers=layers)
     if not mup:
         model = make_model(config)
         return model, make_optimizer(standard_groups(model, 0.1))
-    model = make_model(with_multipliers(config, BASE))
+    model = make_model(with_multipliers(config, BASE, base_depth))
     scale_weights(model, width / BASE)
-    return model, make_optimizer(mup_groups(model, 0.1, width / BASE))
+    groups = mup_groups(model, 0.1, width / BASE, model.config.residual_scale)
+    return model, make_optimizer(groups)
 
 
 def step(trained: Trained, tokens: torch.Tensor, lr: float) -> float:
@@ -43,11 +46,13 @@ def step(trained: Trained, tokens: torch.Tensor, lr: float) -> float:
     return loss.item()
 
 
-def sizes(name: str, width: int, mup: bool, lr: float) -> np.ndarray:
+def sizes(
+    name: str, width: int, mup: bool, lr: float, layers: int = 2, depth: int = 0
+) -> np.ndarray:
     """Mean |x| of the embeddings, after each block, and of the logits, after eight steps."""
-    total = np.zeros(4)
+    total = np.zeros(layers + 2)
     for seed in range(2):
-        trained = start(name, width, mup, seed)
+        trained = start(name, width, mup, seed, layers, base_depth=depth)
         tokens = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(seed))
         for _ in range(8):
             step(trained, tokens, lr)
@@ -72,6 +77,18 @@ def test_coordinates(name: str, widths: tuple[int, ...], lr: float) -> None:
     assert slopes(mup=False)[1:].min() > 0.3
 
 
+def test_coordinates_over_depth() -> None:
+    """With a base depth the last block's states do not grow with the number of blocks."""
+
+    def slope(base_depth: int) -> float:
+        depths = (2, 4, 8)
+        values = [sizes("tiny", BASE, True, 1e-2, n, base_depth)[-2] for n in depths]
+        return np.polyfit(np.log(depths), np.log(values), 1)[0]
+
+    assert abs(slope(2)) < 0.1
+    assert slope(0) > 0.3
+
+
 @pytest.mark.parametrize("name", [n for n, c in MODELS.items() if family_of(c) != "mamba"])
 def test_every_parameter_has_a_rule(name: str) -> None:
     with torch.device("meta"):
@@ -89,6 +106,12 @@ def test_rules() -> None:
     assert (hidden.init, hidden.lr, hidden.weight_decay, hidden.eps) == (0.5, 0.25, 4.0, 0.25)
     assert hidden.lr * hidden.weight_decay == 1  # what AdamW decays by stays the same
     assert scales_of("blocks.3.mlp.down.weight", 4, decay_exponent=0.5).weight_decay == 2
+    assert scales_of("blocks.3.mlp.down.weight", 4, r=0.5).eps == 0.125
+    assert (
+        scales_of("norm.weight", 4, r=0.5).eps
+        == scales_of("embedding.weight", 4, r=0.5).eps
+        == 0.25
+    )
     assert scales_of("blocks.3.attention_norm.weight", 4).weight_decay == 0
     with pytest.raises(ValueError, match="no rule for the parameter blocks.0.in_proj.weight"):
         scales_of("blocks.0.in_proj.weight", 2)

@@ -39,6 +39,7 @@ class CausalConfig:
     tied: bool = True  # output projection = embedding; counted once, the paper's sizes come out
     norm_eps: float = 1e-5
     output_scale: float = 1.0  # of the logits; muP's 1 / width multiplier
+    residual_scale: float = 1.0  # of what a block adds; CompleteP's 1 / depth multiplier
     patch: int = 0  # pixels a side of the patches that are read; 0: token ids are read
     predicts: Literal["code", "patch"] = "code"  # a model that reads codes predicts codes
 

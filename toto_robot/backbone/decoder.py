@@ -108,12 +108,14 @@ class DecoderBlock(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
+        self.scale = config.residual_scale
 
     def forward(
         self, x_BND: Tensor, cos_NK: Tensor, sin_NK: Tensor, past: LayerKeyValues | None = None
     ) -> Tensor:
-        x_BND = x_BND + self.attention(self.attention_norm(x_BND), cos_NK, sin_NK, past)
-        return x_BND + self.mlp(self.mlp_norm(x_BND))
+        added = self.attention(self.attention_norm(x_BND), cos_NK, sin_NK, past)
+        x_BND = torch.add(x_BND, added, alpha=self.scale)
+        return torch.add(x_BND, self.mlp(self.mlp_norm(x_BND)), alpha=self.scale)
 
 
 class Decoder(CausalModel):

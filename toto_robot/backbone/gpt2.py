@@ -39,6 +39,7 @@ class GPT2Block(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         dim, self.heads, self.scale = config.dim, config.heads, config.attention_scale
+        self.residual_scale = config.residual_scale
         self.attention_norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp_norm = nn.LayerNorm(dim, eps=config.norm_eps)
@@ -52,9 +53,10 @@ class GPT2Block(nn.Module):
             y_BHNK = causal_attention(q_BHNK, k_BHNK, v_BHNK, self.scale)
         else:
             y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)
-        x_BND = x_BND + self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
+        added = self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
+        x_BND = torch.add(x_BND, added, alpha=self.residual_scale)
         hidden = F.gelu(self.up(self.mlp_norm(x_BND)), approximate="tanh")
-        return x_BND + self.down(hidden)
+        return torch.add(x_BND, self.down(hidden), alpha=self.residual_scale)
 
 
 class GPT2(CausalModel):
