@@ -144,6 +144,19 @@ def test_frozen_backbone_of_patches() -> None:
         frozen.tokenize(frames)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_stream_of_patches(cached: bool) -> None:
+    """Frame by frame as in one pass."""
+    trunk = build(small()).truncate(2)
+    frozen = FrozenBackbone(
+        PatchEncoder(PatchConfig(PATCH)), trunk, name="toto-tiny", layer=1, num_layers=2,
+        resolution=8, readout="tokens", context=3, precision="float32",
+    )  # fmt: skip
+    video, stream = clips(2, 3), frozen.stream(2, cached=cached)
+    features = torch.stack([stream.push(frame) for frame in video.unbind(1)], dim=1)
+    torch.testing.assert_close(features, frozen(video), atol=1e-5, rtol=1e-4)
+
+
 def test_wrong_inputs() -> None:
     decoder = build(small())
     with pytest.raises(ValueError, match="codes without their frames"):
