@@ -32,6 +32,7 @@ class Config:
     crops: int = 1  # per source: the centre, then random places
     per_shard: int = field(default=0, metadata={"alias": "videos_per_shard"})  # 0: by their kind
     reader: Literal["pyav", "torchcodec"] = "pyav"  # torchcodec decodes on CUDA with NVDEC
+    precision: Literal["float32", "float16"] = "float32"  # float16: fast on GPUs
     batch_size: int = 64  # frames
     device: str = "auto"
     threads: int = 0  # 0: torch's choice
@@ -78,6 +79,7 @@ def main(config: Config) -> None:
         crops=config.crops,
         per_shard=config.per_shard,
         reader=config.reader,
+        precision=config.precision,
         trust=config.task is not None,  # thousands of tasks cannot all list the data
     )
     if config.task == "finish":

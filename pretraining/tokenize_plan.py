@@ -42,6 +42,7 @@ class Settings:
     sources: int
     sources_sha256: str
     reader: str = "pyav"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def make_plan(
     crops: int = 1,
     per_shard: int = 0,
     reader: str = "pyav",
+    precision: str = "float32",
     trust: bool = False,
 ) -> Plan:
     """Write the plan and the tokenizer into `out`, or find them there from an earlier start.
@@ -171,10 +173,11 @@ def make_plan(
         resolution: in px; None: what the tokenizer was trained with.
         per_shard: sources per task; 0: by their kind.
         reader: of frames, a name in `readers.READERS`.
+        precision: of the encoder, float32 or float16.
         trust: do not list the data again when there is a plan.
 
     Raises:
-        ValueError: the folder's plan has other sources or settings.
+        ValueError: the folder's plan has other sources or settings, or a setting is impossible.
     """
     _, about = load_tokenizer(tokenizer)
     resolution = resolution or about["resolution"]
@@ -182,6 +185,8 @@ def make_plan(
         raise ValueError(
             f"resolution={resolution} is no multiple of a token's {about['stride']} px"
         )
+    if precision != "float32" and about["kind"] != "dvae":
+        raise ValueError(f"precision={precision} is known to work with a dVAE, not {about['kind']}")
     if crops < 1:
         raise ValueError(f"crops={crops}, at least 1 is needed")
     fixed: dict[str, Any] = {
@@ -193,6 +198,7 @@ def make_plan(
         "crops": crops,
         "held_out": held_out,
         "reader": reader,
+        "precision": precision,
     }
     if trust and (out / PLAN).is_file():
         plan = read_plan(out)

@@ -55,11 +55,16 @@ def load_encoder(out: Path, sha256: str, device: torch.device) -> TokenEncoder:
 
 
 @torch.inference_mode()
-def encode(encoder: TokenEncoder, squares: list[np.ndarray]) -> UInt16[np.ndarray, "B tokens"]:
-    """Codes of uint8 [R, R, 3] squares."""
+def encode(
+    encoder: TokenEncoder, squares: list[np.ndarray], precision: str = "float32"
+) -> UInt16[np.ndarray, "B tokens"]:
+    """Codes of uint8 [R, R, 3] squares.
+
+    float16 changes 0.2 to 0.3 % of the codes of our dVAEs, bfloat16 would change 2 %.
+    """
     device = next(encoder.parameters()).device
-    # TensorFloat-32 would change one code in some hundreds.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
+    with torch.autocast(device.type, torch.float16, enabled=precision == "float16"):
         codes = encoder.encode(torch.from_numpy(np.stack(squares)).to(device))
     return codes.flatten(1).cpu().numpy().astype(np.uint16)
 
@@ -67,8 +72,8 @@ def encode(encoder: TokenEncoder, squares: list[np.ndarray]) -> UInt16[np.ndarra
 class Batches:
     """Collects squares of many sources into full batches and gives the codes back to each."""
 
-    def __init__(self, encoder: TokenEncoder, size: int) -> None:
-        self.encoder, self.size = encoder, size
+    def __init__(self, encoder: TokenEncoder, size: int, precision: str) -> None:
+        self.encoder, self.size, self.precision = encoder, size, precision
         self.waiting: list[tuple[tuple[int, int], np.ndarray]] = []
         self.codes: dict[tuple[int, int], list[np.ndarray]] = {}  # (source, crop) -> its batches
 
@@ -81,7 +86,7 @@ class Batches:
         batch, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
         if not batch:
             return 0
-        codes = encode(self.encoder, [square for _, square in batch])
+        codes = encode(self.encoder, [square for _, square in batch], self.precision)
         for (owner, _), code in zip(batch, codes, strict=True):
             self.codes.setdefault(owner, []).append(code)
         return len(batch)
@@ -100,6 +105,7 @@ def encode_sources(
     *,
     crops: int = 1,
     batch_size: int = 64,
+    precision: str = "float32",
     reader: FrameReader | None = None,
     avoid: dict[str, str] | None = None,
     report: Report = silent,
@@ -110,7 +116,7 @@ def encode_sources(
         reader: None: PyAV.
         avoid: sources not to be touched, with the reason.
     """
-    batches, rates = Batches(encoder, batch_size), {}
+    batches, rates = Batches(encoder, batch_size, precision), {}
     reader = reader or PyAVReader()
     skipped = {s.name: avoid[s.name] for s in sources if avoid and s.name in avoid}
     for number, source in enumerate(sources):
@@ -179,6 +185,7 @@ def run_task(
         settings.resolution,
         crops=settings.crops,
         batch_size=job.batch_size,
+        precision=settings.precision,
         reader=reader,
         avoid=avoid,
         report=report,
@@ -191,7 +198,7 @@ def run_task(
         "plan": plan.sha256,
         "skipped": skipped,
         "decoder": reader.version,
-        "encoder": f"torch {torch.__version__}, {device.type}, float32",
+        "encoder": f"torch {torch.__version__}, {device.type}, {settings.precision}",
     }
     return write_finished(plan, task, clips, record)
 

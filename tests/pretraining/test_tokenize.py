@@ -31,7 +31,8 @@ from pretraining.video import (
 )
 from tests.pretraining.conftest import write_film
 from toto_robot.backbone import weights
-from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.backbone.tokenizers import load_tokenizer, save_tokenizer
+from toto_robot.backbone.vqgan import VQGAN, VQGAN_SIZES
 
 
 @pytest.fixture
@@ -241,6 +242,17 @@ def test_resolution_other_than_the_tokenizers(config: tokenize.Config, films: Pa
     assert codes.shape == (12, 64) and np.array_equal(codes, encoded(config.tokenizer, frames))
     with pytest.raises(ValueError, match="no multiple of a token's 8 px"):
         tokenize.main(replace(config, out=config.out / "x", resolution=60))
+
+
+def test_half_precision(config: tokenize.Config, shards: Path, tmp_path: Path) -> None:
+    tokenize.main(replace(config, precision="float16"))
+    assert read_manifest(config.out).encoder.endswith("float16")
+    ours, expected = codes_of(config.out), codes_of(shards)
+    alike = [np.mean(ours[name] == expected[name]) for name in expected]
+    assert 0.97 < np.mean(alike)
+    save_tokenizer(VQGAN(VQGAN_SIZES["vqgan-tiny"]), tmp_path / "vqgan", resolution=32)
+    with pytest.raises(ValueError, match="known to work with a dVAE, not vqgan"):
+        tokenize.main(replace(config, tokenizer=tmp_path / "vqgan", precision="float16"))
 
 
 def test_pictures(config: tokenize.Config, pictures: Path) -> None:
