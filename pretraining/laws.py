@@ -143,9 +143,9 @@ def _descend(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, Te
     p = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [p],
-        max_iter=300,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-12,
+        max_iter=100,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )
 
