@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from toto_robot.backbone import mamba
-from toto_robot.backbone.mamba import MAMBA_SIZES, Mamba, MambaConfig, scan
+from toto_robot.backbone import selective_scan
+from toto_robot.backbone.mamba import MAMBA_SIZES, Mamba, MambaConfig
 from toto_robot.backbone.models import model_config
 
 SMALL = MambaConfig(dim=32, layers=3, state=4, vocabulary=20)
@@ -14,17 +14,6 @@ def test_size_is_near_the_papers():
     with torch.device("meta"):
         count = sum(p.numel() for p in Mamba(MAMBA_SIZES["mamba-290m"]).parameters())
     assert 280e6 < count < 300e6  # the paper says 290 M
-
-
-@pytest.mark.parametrize("length", [1, 2, 7, 16, 33])
-def test_scan_is_the_recurrence(length):
-    generator = torch.Generator().manual_seed(length)
-    decay = torch.rand(2, length, 3, 4, generator=generator)
-    drive, h = torch.randn(2, length, 3, 4, generator=generator), torch.randn(2, 3, 4)
-    scanned = scan(decay, drive, h)
-    for t in range(length):
-        h = decay[:, t] * h + drive[:, t]
-        torch.testing.assert_close(scanned[:, t], h, atol=1e-5, rtol=1e-5)
 
 
 def reference(model: Mamba):
@@ -56,7 +45,7 @@ def reference(model: Mamba):
 
 @pytest.mark.filterwarnings("ignore")  # about its missing fast kernels
 def test_logits_are_those_of_transformers(monkeypatch):
-    monkeypatch.setattr(mamba, "CHUNK", 8)  # several chunks in a short sequence
+    monkeypatch.setattr(selective_scan, "CHUNK", 8)  # several chunks in a short sequence
     torch.manual_seed(0)
     model = Mamba(SMALL).eval()
     torch.nn.init.normal_(model.embedding.weight, std=1.0)
@@ -74,7 +63,7 @@ def test_chunks_do_not_matter_and_nothing_sees_the_future(monkeypatch):
     model = Mamba(SMALL).eval()
     tokens = torch.randint(24, (2, 30))
     whole = model(tokens)
-    monkeypatch.setattr(mamba, "CHUNK", 7)
+    monkeypatch.setattr(selective_scan, "CHUNK", 7)
     torch.testing.assert_close(model(tokens), whole, atol=1e-5, rtol=1e-5)
     changed = tokens.clone()
     changed[:, 12:] = (changed[:, 12:] + 1) % 24

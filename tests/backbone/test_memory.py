@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toto_robot.backbone import mamba
+from toto_robot.backbone import selective_scan
 from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.decoder import DecoderConfig
 from toto_robot.backbone.gpt2 import GPT2Config
@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> CausalModel:
 def test_logits_are_those_of_a_full_pass(
     model: CausalModel, pieces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mamba, "CHUNK", 8)
+    monkeypatch.setattr(selective_scan, "CHUNK", 8)
     memory = model.remember(3, 40)
     read = [model.logits(model.extend(part, memory)) for part in TOKENS.split(pieces, dim=1)]
     torch.testing.assert_close(torch.cat(read, dim=1), model(TOKENS), atol=1e-5, rtol=1e-5)

@@ -1,7 +1,6 @@
 """Mamba decoder over visual tokens, to compare with (paper, Table 6).
 
-Selective state spaces (Gu and Dao 2023, arXiv 2312.00752), in plain PyTorch: the recurrence
-h_t = a_t h_{t-1} + b_t is scanned by doubling inside chunks and step by step between them.
+Selective state spaces (Gu and Dao 2023, arXiv 2312.00752); the recurrence is in selective_scan.py.
 """
 
 import math
@@ -9,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.memory import LayerState, Memory, States
-
-CHUNK = 64  # tokens scanned at once; memory grows with it, speed too
+from toto_robot.backbone.selective_scan import fused, selective_scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +39,6 @@ MAMBA_SIZES = {
 }
 
 
-def scan(
-    decay: Float[Tensor, "B N ..."], drive: Float[Tensor, "B N ..."], first: Float[Tensor, "B ..."]
-) -> Float[Tensor, "B N ..."]:
-    """h_t = decay_t h_{t-1} + drive_t for all t, from h_{-1} = first.
-
-    Doubling (Hillis and Steele 1986): after k rounds an element holds the last 2^k steps.
-    """
-    drive = torch.cat([drive[:, :1] + decay[:, :1] * first[:, None], drive[:, 1:]], dim=1)
-    reach = 1
-    while reach < drive.shape[1]:
-        drive = torch.cat(
-            [drive[:, :reach], drive[:, reach:] + decay[:, reach:] * drive[:, :-reach]], dim=1
-        )
-        decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], dim=1)
-        reach *= 2
-    return drive
-
-
 class MambaBlock(nn.Module):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -75,40 +55,24 @@ class MambaBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, past: LayerState | None = None) -> Tensor:
         x_BNE, gate_BNE = self.in_proj(self.norm(x_BND)).chunk(2, dim=-1)
-        tail_BET, h_BES = past.tensors if past and past.tensors else self._nothing_read(x_BNE)
+        tail_BET, h_BES = past.tensors if past and past.tensors else (self._no_tail(x_BNE), None)
         inputs_BEN = torch.cat([tail_BET.to(x_BNE.dtype), x_BNE.transpose(1, 2)], dim=2)
         x_BEN = F.conv1d(inputs_BEN, self.conv.weight, self.conv.bias, groups=self.config.inner)
-        x_BNE = F.silu(x_BEN.transpose(1, 2))
-        y_BNE, h_BES = self._select(x_BNE, h_BES)
-        y_BNE = y_BNE + self.D * x_BNE
+        y_BNE, h_BES = self._select(F.silu(x_BEN.transpose(1, 2)), h_BES)
         if past is not None:
             past.tensors = [inputs_BEN[..., 1 - self.config.kernel :].clone(), h_BES.clone()]
         return x_BND + self.out_proj(y_BNE * F.silu(gate_BNE))
 
-    def _nothing_read(self, x_BNE: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of the convolution and state from before the first token."""
-        c, batch = self.config, len(x_BNE)
-        tail_BET = x_BNE.new_zeros(batch, c.inner, c.kernel - 1)
-        return tail_BET, x_BNE.new_zeros(batch, c.inner, c.state, dtype=torch.float32)
+    def _no_tail(self, x_BNE: Tensor) -> Tensor:
+        """Inputs of the convolution from before the first token."""
+        return x_BNE.new_zeros(len(x_BNE), self.config.inner, self.config.kernel - 1)
 
-    def _select(self, x_BNE: Tensor, h_BES: Tensor) -> tuple[Tensor, Tensor]:
-        """The selective state space: step size, input and output depend on the token.
-
-        From the state before the first token; returns outputs and the state after the last.
-        """
+    def _select(self, x_BNE: Tensor, h_BES: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The selective state space: step size, input and output depend on the token."""
         c = self.config
         dt, B_BNS, C_BNS = self.x_proj(x_BNE).split([c.rank, c.state, c.state], dim=-1)
-        dt_BNE = F.softplus(self.dt_proj(dt)).float()
-        A_ES = -self.A_log.float().exp()
-        outputs = []
-        for first in range(0, x_BNE.shape[1], CHUNK):
-            part = slice(first, first + CHUNK)
-            step_BNE1 = dt_BNE[:, part, :, None]
-            drive = step_BNE1 * B_BNS[:, part, None] * x_BNE[:, part, :, None]
-            h_BNES = scan((step_BNE1 * A_ES).exp(), drive.float(), h_BES)
-            outputs.append(torch.einsum("bnes,bns->bne", h_BNES, C_BNS[:, part].float()))
-            h_BES = h_BNES[:, -1]
-        return torch.cat(outputs, dim=1).to(x_BNE.dtype), h_BES
+        step_BNE, A_ES = F.linear(dt, self.dt_proj.weight), -self.A_log.float().exp()
+        return selective_scan(x_BNE, step_BNE, self.dt_proj.bias, A_ES, B_BNS, C_BNS, self.D, h_BES)
 
 
 class Mamba(CausalModel):
@@ -116,6 +80,11 @@ class Mamba(CausalModel):
 
     def make_block(self) -> nn.Module:
         return MambaBlock(self.config)
+
+    def compile_parts(self) -> None:
+        """As for all models, but mamba-ssm's kernel is not to be looked into."""
+        for block in self.blocks:
+            block.compile(fullgraph=fused is None)
 
     def remember(self, batch: int, capacity: int, depth: int | None = None) -> Memory:
         """Its state has one size for any past; `batch` and `capacity` bound nothing."""
