@@ -15,7 +15,7 @@ def quantised(
 ) -> tuple[Int8[Tensor, "R C"], Float[Tensor, "R 1"]]:
     """Integers -127 to 127 and the scale of each row: rows = integers * scales, rounded."""
     scales = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / 127
-    return (rows / scales).round().to(torch.int8), scales
+    return (rows / scales).round_().to(torch.int8), scales
 
 
 class Int8Linear(nn.Module):
@@ -34,9 +34,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B R"]:
         inputs, scales = quantised(x.reshape(-1, x.shape[-1]))
-        y = torch.ops.aten._int_mm(inputs, self.weight.T).float() * scales * self.scales
+        y = torch.ops.aten._int_mm(inputs, self.weight.T).float().mul_(scales).mul_(self.scales)
         if self.bias is not None:
-            y = y + self.bias
+            y += self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
