@@ -6,6 +6,7 @@ pixels, and for a small CNN trained end to end. Frames come from scripted and ra
 held-out ones from other episodes with other seeds. Writes probe.json, probe.md and probe.png.
 """
 
+import copy
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from pretraining.probing import (
 )
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import FrozenBackbone, load_backbone
+from toto_robot.backbone.models import make_model
 
 SHARES: dict[Motion, float] = {"wander": 0.15, "look": 0.5, "pick": 0.35}
 EVERY = 7  # control steps between two frames
@@ -168,6 +170,15 @@ def hidden_states(backbone: FrozenBackbone, images: Tensor, label: str) -> list[
     return [torch.cat(parts) for parts in layers]
 
 
+def with_random_trunk(backbone: FrozenBackbone) -> FrozenBackbone:
+    """The same backbone, its blocks untrained."""
+    torch.manual_seed(0)
+    trunk = backbone.trunk.config
+    random = copy.deepcopy(backbone)
+    random.trunk = make_model(trunk).truncate(trunk.layers).requires_grad_(False).eval()
+    return random
+
+
 def patches(images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N T D"]:
     """Raw pixels as tokens of 8 x 8 px, in the place of features."""
     n, h, w, _ = images.shape
@@ -194,7 +205,10 @@ def run(config: ProbeConfig) -> dict:
         "pixels": pixel_scores,
         "cnn": score(cnn, test.targets),
     }
-    if config.controls:
+    if config.controls and backbone.trunk.config.patch:  # there is no tokenizer to be random
+        random = with_random_trunk(backbone)
+        result["random_decoder"] = probe_layers(random, train, test, "random decoder")
+    elif config.controls:
         random = load_backbone(config.backbone, weights="random", all_layers=True)
         result["random"] = probe_layers(random, train, test, "random weights")
         random.encoder = backbone.encoder  # the trained tokenizer's codes

@@ -163,3 +163,7 @@ def test_wrong_inputs() -> None:
         decoder.clip_losses(NO_CODES)
     with pytest.raises(ValueError, match="12 patches and 27 codes a clip"):
         build(small(predicts="code")).clip_losses(torch.zeros(2, 3, 9), frames=clips(2, 3))
+    with pytest.raises(ValueError, match="reads float32 patches, it was given torch.int64"):
+        decoder.sequence(torch.zeros(2, 12, dtype=torch.int64))
+    with pytest.raises(ValueError, match="reads codes, it was given torch.float32"):
+        build(small(patch=0, predicts="code")).sequence(torch.zeros(2, 12, 48))

@@ -11,6 +11,7 @@ import torch
 import envs
 from envs.scripted import ScriptedMotions
 from toto_robot import doctor, film, probe
+from toto_robot.backbone import load_backbone
 
 pytestmark = pytest.mark.usefixtures("needs_gl")
 
@@ -89,3 +90,13 @@ def test_doctor_says_how_to_get_weights(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "NUM_WORLDS", 4)
     run(doctor, monkeypatch, "backbone=toto-base")
     assert "backbone.weights=random" in capsys.readouterr().out
+
+
+def test_a_random_trunk_has_the_same_shape_and_other_weights():
+    backbone = load_backbone("toto-tiny", all_layers=True)
+    before = backbone.digest()
+    random = probe.with_random_trunk(backbone)
+    shapes = [[p.shape for p in b.trunk.parameters()] for b in (backbone, random)]
+    assert shapes[0] == shapes[1] and backbone.digest() == before != random.digest()
+    frames = torch.zeros(1, 128, 128, 3, dtype=torch.uint8)
+    assert torch.equal(random.tokenize(frames), backbone.tokenize(frames))

@@ -183,7 +183,14 @@ class CausalModel(nn.Module):
         return surprise(outputs, codes.flatten(1).long() + NUM_SPECIALS)
 
     def sequence(self, visual: Tensor, start: int | Tensor = VIDEO_START) -> Tensor:
-        """What is read: start and codes (any shape after the batch), or start and patches [..., P]."""
+        """What is read: start and codes (any shape after the batch), or start and patches [..., P].
+
+        Raises:
+            ValueError: it reads patches and was given codes, or the other way round.
+        """
+        if visual.is_floating_point() != bool(self.config.patch):
+            wanted = "float32 patches" if self.config.patch else "codes"
+            raise ValueError(f"this model reads {wanted}, it was given {visual.dtype}")
         if self.config.patch:
             return to_patch_sequence(visual, start == IMAGE_START)
         return to_sequence(visual, start)
