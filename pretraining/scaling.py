@@ -37,6 +37,10 @@ from toto_robot.backbone.weights import nearest, write_json
 
 FAMILY = ("a1", "a2", "a3", "a4", "a5", "a6")
 DEFAULTS = ("mup=true", "lr=0.0078125", "steps=250000")
+NOTE = (
+    "Points of one training depend on each other, so that intervals are too narrow; and losses on the "
+    "way down a cosine schedule are above those of trainings that end there. E near 0: no floor seen."
+)
 PAPER = {"a": 7.32, "b": 0.0378, "unit_of_C": "1e6 multiply-adds per token x samples"}
 
 
@@ -103,7 +107,7 @@ def fits_of(points: list[dict[str, Any]], config: Config) -> dict[str, Any]:
     if not used:
         raise ValueError("no points to fit: every training diverged or is in its burn-in")
     edge = on_frontier(used, config.bins)
-    results: dict[str, Any] = {"frontier": edge, "paper": PAPER}
+    results: dict[str, Any] = {"frontier": edge, "paper": PAPER, "note": NOTE}
     n, d, losses = ([p[key] for p in used] for key in ("parameters", "tokens", "loss"))
     laws = {
         "L(C) = a C^-b": lambda: fit_power(

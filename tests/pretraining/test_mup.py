@@ -47,14 +47,14 @@ def step(trained: Trained, tokens: torch.Tensor, lr: float) -> float:
 
 
 def sizes(
-    name: str, width: int, mup: bool, lr: float, layers: int = 2, depth: int = 0
+    name: str, width: int, mup: bool, lr: float, steps: int = 8, layers: int = 2, depth: int = 0
 ) -> np.ndarray:
-    """Mean |x| of the embeddings, after each block, and of the logits, after eight steps."""
+    """Mean |x| of the embeddings, after each block, and of the logits, after a few steps."""
     total = np.zeros(layers + 2)
     for seed in range(2):
         trained = start(name, width, mup, seed, layers, base_depth=depth)
         tokens = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(seed))
-        for _ in range(8):
+        for _ in range(steps):
             step(trained, tokens, lr)
         with torch.no_grad():
             states = [*trained[0].hidden_states(tokens), trained[0](tokens)]
@@ -63,14 +63,14 @@ def sizes(
 
 
 @pytest.mark.parametrize(
-    ("name", "widths", "lr"),
-    [("tiny", (32, 64, 128, 256), 1e-2), ("gpt2-tiny", (64, 128, 256), 5e-3)],
+    ("name", "widths", "lr", "steps"),
+    [("tiny", (32, 64, 128, 256), 1e-2, 8), ("gpt2-tiny", (64, 128, 256), 5e-3, 16)],
 )
-def test_coordinates(name: str, widths: tuple[int, ...], lr: float) -> None:
+def test_coordinates(name: str, widths: tuple[int, ...], lr: float, steps: int) -> None:
     """The coordinate check: slope of log size against log width, at a large learning rate."""
 
     def slopes(mup: bool) -> np.ndarray:
-        values = np.array([sizes(name, width, mup, lr) for width in widths])
+        values = np.array([sizes(name, width, mup, lr, steps) for width in widths])
         return np.polyfit(np.log(widths), np.log(values), 1)[0]
 
     assert np.abs(slopes(mup=True)).max() < 0.1
@@ -82,7 +82,7 @@ def test_coordinates_over_depth() -> None:
 
     def slope(base_depth: int) -> float:
         depths = (2, 4, 8)
-        values = [sizes("tiny", BASE, True, 1e-2, n, base_depth)[-2] for n in depths]
+        values = [sizes("tiny", BASE, True, 1e-2, layers=n, depth=base_depth)[-2] for n in depths]
         return np.polyfit(np.log(depths), np.log(values), 1)[0]
 
     assert abs(slope(2)) < 0.1
