@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toto_robot.backbone.causal import CausalModel
 
@@ -107,6 +108,18 @@ def distribute(model: CausalModel, world: World, *, bfloat16: bool, compile: boo
     fully_shard(model, mesh=world.mesh, mp_policy=policy, reshard_after_forward=False)
     for name in ("clip_losses", "token_losses", "hidden_states"):
         register_fsdp_forward_method(model, name)
+
+
+@contextmanager
+def fast_math(world: World, bfloat16: bool) -> Iterator[None]:
+    """bfloat16 where asked for, and on Hopper cuDNN's attention before FlashAttention 2."""
+    with ExitStack() as stack:
+        if world.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9:
+            order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+                     SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # fmt: skip
+            stack.enter_context(sdpa_kernel(order, set_priority=True))
+        stack.enter_context(torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16))
+        yield
 
 
 def sync_gradients(model: nn.Module, last: bool) -> None:

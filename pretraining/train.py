@@ -7,11 +7,9 @@ Writes metrics.jsonl, tensorboard/, checkpoints/ (exact resume, with any number 
 end backbone.safetensors and backbone.json (what `load_backbone` reads), and loss.png.
 """
 
-import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretraining.checkpoints import Checkpoints
 from pretraining.cli import parse
 from pretraining.export import export, start_from
 from pretraining.flops import flops_per_token, peak_flops
+from pretraining.held_out import held_out_losses
 from pretraining.index import INDEX
 from pretraining.mixture import Mixture, data_folders, open_mixture
 from pretraining.mup import mup_groups, scale_weights, with_multipliers
 from pretraining.objectives import UNITS, Objective, tokens_per_frame, with_objective
 from pretraining.optimizer import SpikeGuard, lr_at, make_optimizer, set_lr, standard_groups
-from pretraining.parallel import World, distribute, join_world, sync_gradients, whole
+from pretraining.parallel import World, distribute, fast_math, join_world, sync_gradients, whole
 from pretraining.pictures import plot_curve
 from pretraining.pixels import Ahead, Augment, PixelSamples, open_pixels
 from pretraining.progress import Interrupt, Requeue, requeue, settings_of
@@ -190,43 +188,6 @@ def open_part(config: Config, device: torch.device, folder: Path) -> tuple[Sampl
             "index the videos instead: python -m pretraining.index"
         )
     return open_shards(folder, frames=config.frames, stride=config.stride)
-
-
-@contextlib.contextmanager
-def fast_math(world: World, bfloat16: bool) -> Iterator[None]:
-    """bfloat16 where asked for, and on Hopper cuDNN's attention before FlashAttention 2."""
-    with contextlib.ExitStack() as stack:
-        if world.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9:
-            order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
-                     SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # fmt: skip
-            stack.enter_context(sdpa_kernel(order, set_priority=True))
-        stack.enter_context(torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16))
-        yield
-
-
-@torch.no_grad()
-def held_out_loss(model: CausalModel, data: Samples, batch: int, world: World, count: int) -> float:
-    """Mean loss on evenly spaced held-out samples."""
-    count = max(1, min(count, len(data)) // world.size) * world.size
-    chosen = np.linspace(0, len(data) - 1, count).astype(int)[world.rank :: world.size]
-    total = torch.zeros((), device=world.device)
-    for first in range(0, len(chosen), batch):
-        b = data.at(chosen[first : first + batch]).to(world.device)
-        total += model.clip_losses(b.codes, b.starts, b.frames).mean(dim=1).sum()
-    return world.sum(total)[0] / count
-
-
-def held_out_losses(
-    model: CausalModel, data: Samples, batch: int, world: World, count: int
-) -> dict[str, float]:
-    """`held_out_loss`; for a mixture also that of every part, and the first is their weighted mean."""
-    if not isinstance(data, Mixture):
-        return {"held_out_loss": held_out_loss(model, data, batch, world, count)}
-    losses = {
-        name: held_out_loss(model, part, batch, world, count) for name, part in data.parts.items()
-    }
-    mean = sum(data.shares[name] * loss for name, loss in losses.items())
-    return {"held_out_loss": mean} | {f"held_out_loss_{k}": loss for k, loss in losses.items()}
 
 
 def micro_batches(config: Config, step: int, world: World) -> list[np.ndarray]:
