@@ -89,7 +89,7 @@ def load_whole(path: Path, data: Path) -> tuple[CausalModel, dict[str, Any]]:
 
     Args:
         path: the file, or the folder with backbone.safetensors in it.
-        data: the shards that it is to read.
+        data: the shards (or index) that it is to read.
 
     Raises:
         ValueError: the shards were made with another encoder than the backbone's. (Its decoder may
@@ -97,8 +97,9 @@ def load_whole(path: Path, data: Path) -> tuple[CausalModel, dict[str, Any]]:
     """
     file = path / "backbone.safetensors" if path.is_dir() else path
     tensors, about = read_weights(file)
-    tokenizer, _ = load_tokenizer(data)
-    digest = tensors_sha256(tokenizer.encoder.state_dict())
+    reads_patches = about.get("tokenizer_kind") == PATCHES
+    encoder = {} if reads_patches else load_tokenizer(data)[0].encoder.state_dict()
+    digest = tensors_sha256(encoder)
     if digest != about["encoder_sha256"]:
         raise ValueError(
             f"{file} reads codes of encoder {about['encoder_sha256'][:12]}…, {data} holds codes of "

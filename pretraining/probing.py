@@ -1,22 +1,24 @@
 """Small read-outs fitted to frozen features: how much of a quantity can be read, and where.
 
-Features are [N, T, D] (T tokens); targets are [N, K]. Every read-out is fitted on the training
+Features are [N, T, D] (T tokens); targets are [N, K], or classes [N]. Every read-out is fitted on the training
 split, its one free choice (ridge strength, epoch) is made on a tenth of that split, and it is
 scored on held-out frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone import AttentionPool
 
 RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALIDATION_SHARE = 0.1
+Loss = Callable[[Tensor, Tensor], Tensor]  # of what a network makes of x, and y
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Split:
     """Inputs and targets of training and held-out frames."""
 
     train_x: Tensor
-    train_y: Float[Tensor, "N K"]
+    train_y: Float[Tensor, "N K"] | Int[Tensor, " N"]
     test_x: Tensor
-    test_y: Float[Tensor, "M K"]
+    test_y: Float[Tensor, "M K"] | Int[Tensor, " M"]
 
 
 def r_squared(predicted: Float[Tensor, "M K"], target: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
@@ -62,6 +64,61 @@ def fit_ridge(split: Split) -> Float[Tensor, "M K"]:
     return (test_x @ x.T) @ solve(len(x), best) + y_mean
 
 
+def descend(
+    networks: Sequence[nn.Module],
+    rates: Sequence[float],
+    x: Tensor,
+    y: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    *,
+    loss: Loss,
+    error: Loss,
+    epochs: int,
+    batch_size: int = 128,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+) -> tuple[nn.Module, int]:
+    """Train networks side by side on the same batches of `prepare(x)`, each at its own peak rate.
+
+    AdamW with one-cycle rates. Preparing, which may be a frozen backbone, is done once for all.
+
+    Returns:
+        The network with the smallest validation error (on the last tenth of the rows), with the
+        weights of its best epoch; and its place among `networks`.
+    """
+    n_fit = round(len(y) * (1 - VALIDATION_SHARE))
+    batch_size = min(batch_size, n_fit)
+    generator = torch.Generator().manual_seed(seed)
+    groups = [
+        {"params": list(network.parameters()), "lr": rate}
+        for network, rate in zip(networks, rates, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    steps = epochs * (n_fit // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(rates), total_steps=steps)
+    best_errors = [float("inf")] * len(networks)
+    best_weights = [network.state_dict() for network in networks]
+    for _ in range(epochs):
+        for network in networks:
+            network.train()
+        order = torch.randperm(n_fit, generator=generator)
+        for rows in order[: n_fit // batch_size * batch_size].split(batch_size):
+            prepared, target = prepare(x[rows]), y[rows]
+            total = torch.stack([loss(network(prepared), target) for network in networks]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            schedule.step()
+        for i, predicted in enumerate(predict(networks, x[n_fit:], prepare)):
+            found = error(predicted, y[n_fit:]).item()
+            if found < best_errors[i]:
+                best_errors[i] = found
+                best_weights[i] = {k: v.clone() for k, v in networks[i].state_dict().items()}
+    best = min(range(len(networks)), key=best_errors.__getitem__)
+    networks[best].load_state_dict(best_weights[best])
+    return networks[best], best
+
+
 def fit_by_gradient(
     network: nn.Module,
     split: Split,
@@ -71,42 +128,35 @@ def fit_by_gradient(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Float[Tensor, "M K"]:
-    """Train `network(prepare(x))` with AdamW and a one-cycle rate; held-out predictions.
-
-    The weights of the epoch with the smallest validation error are used.
-    """
+    """Regression by `descend`, on standardised targets; held-out predictions."""
     mean, std = split.train_y.mean(0), split.train_y.std(0)
-    y = (split.train_y - mean) / std
-    n_fit = round(len(y) * (1 - VALIDATION_SHARE))
-    batch_size = min(batch_size, n_fit)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
-    steps = epochs * (n_fit // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    best_error, best_weights = float("inf"), network.state_dict()
-    for _ in range(epochs):
-        network.train()
-        order = torch.randperm(n_fit, generator=generator)
-        for rows in order[: n_fit // batch_size * batch_size].split(batch_size):
-            loss = F.smooth_l1_loss(network(prepare(split.train_x[rows])), y[rows], beta=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        error = (
-            (predict(network, split.train_x[n_fit:], prepare) - y[n_fit:]).square().mean().item()
-        )
-        if error < best_error:
-            best_error = error
-            best_weights = {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(best_weights)
-    return predict(network, split.test_x, prepare) * std + mean
+    network, _ = descend(
+        [network],
+        [lr],
+        split.train_x,
+        (split.train_y - mean) / std,
+        prepare,
+        loss=partial(F.smooth_l1_loss, beta=0.1),
+        error=F.mse_loss,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return predict([network], split.test_x, prepare)[0] * std + mean
 
 
 @torch.no_grad()
-def predict(network: nn.Module, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    network.eval()
-    return torch.cat([network(prepare(rows)) for rows in x.split(512)])
+def predict(
+    networks: Sequence[nn.Module], x: Tensor, prepare: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """What each network makes of all rows."""
+    for network in networks:
+        network.eval()
+    parts = []
+    for rows in x.split(512):
+        prepared = prepare(rows)
+        parts.append([network(prepared) for network in networks])
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def fit_attention(split: Split, epochs: int = 25, seed: int = 0) -> Float[Tensor, "M K"]:
@@ -116,6 +166,95 @@ def fit_attention(split: Split, epochs: int = 25, seed: int = 0) -> Float[Tensor
     pool = AttentionPool(width, tokens, num_queries=8, out_features=128)
     network = nn.Sequential(pool, nn.GELU(), nn.Linear(128, split.train_y.shape[1]))
     return fit_by_gradient(network, split, lambda x: x.float(), epochs, lr=3e-3, seed=seed)
+
+
+class MeanHead(nn.Module):
+    """Average pooling and a linear classifier (paper, section 4.1)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.out = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B C"]:
+        return self.out(self.norm(tokens.mean(dim=1)))
+
+
+class AttentiveHead(nn.Module):
+    """Attention pooling and a linear classifier (paper, section 3.5).
+
+    z = softmax(q K^T / sqrt(d)) V with a learned query q, K = H W_k, V = H W_v. Heads of 64, the
+    norm before and the missing biases are AIM's (El-Nouby et al. 2024), on which the paper builds.
+    """
+
+    def __init__(self, width: int, num_classes: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = max(1, width // head_width)
+        if width % self.heads:
+            raise ValueError(f"width {width} does not divide into {self.heads} heads")
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.query = nn.Parameter(0.02 * torch.randn(width))
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.out = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B C"]:
+        x_BND = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+        k_BHNK, v_BHNK = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.key(x_BND), self.value(x_BND))
+        )
+        q_BH1K = self.query.view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        z_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHNK, v_BHNK)
+        return self.out(z_BH1K.flatten(1))
+
+
+HEADS: dict[str, type[MeanHead] | type[AttentiveHead]] = {
+    "mean": MeanHead,
+    "attention": AttentiveHead,
+}
+CLASS_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peaks, for features of unit variance
+
+
+def fit_classes(
+    split: Split,
+    num_classes: int,
+    pooling: str,
+    prepare: Callable[[Tensor], Tensor],
+    width: int,
+    *,
+    epochs: int,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> tuple[Float[Tensor, "M C"], float]:
+    """A classifier on frozen token features; held-out logits and the rate that was chosen.
+
+    Args:
+        split: its targets are classes 0, 1, …, int64 [N]; rows in random order, as the last tenth
+            chooses between `CLASS_RATES` and epochs (by its cross-entropy).
+        pooling: "mean" or "attention".
+        prepare: rows of x -> features [B, T, D = width] on `device`.
+    """
+    torch.manual_seed(seed)
+    heads = [HEADS[pooling](width, num_classes).to(device) for _ in CLASS_RATES]
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target.to(logits.device))
+
+    head, best = descend(
+        heads,
+        CLASS_RATES,
+        split.train_x,
+        split.train_y,
+        prepare,
+        loss=loss,
+        error=loss,
+        epochs=epochs,
+        batch_size=batch_size,
+        weight_decay=0.05,
+        seed=seed,
+    )
+    return predict([head], split.test_x, prepare)[0].cpu(), CLASS_RATES[best]
 
 
 class SmallCNN(nn.Module):

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from pretraining.probing import (
+    CLASS_RATES,
+    AttentiveHead,
     Split,
     average_grid,
     fit_attention,
+    fit_classes,
     fit_cnn,
     fit_ridge,
     r_squared,
@@ -67,3 +70,50 @@ def test_grid_averages_neighbours():
     assert average_grid(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     with pytest.raises(ValueError, match="3 x 3"):
         average_grid(tokens, 3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_classifiers_find_classes_and_nothing_where_there_is_nothing(pooling: str):
+    generator = torch.Generator().manual_seed(3)
+    classes = torch.randint(4, (480,), generator=generator)
+    x = torch.randn(480, 6, 16, generator=generator)
+    x[:, :, :4] += 4 * torch.eye(4)[classes][:, None]
+
+    def accuracy(y: torch.Tensor) -> float:
+        found = split_of(x, y, 360)
+        logits, rate = fit_classes(found, 4, pooling, lambda part: part, 16, epochs=12)
+        assert logits.shape == (120, 4) and rate in CLASS_RATES
+        return (logits.argmax(1) == found.test_y).float().mean().item()
+
+    assert accuracy(classes) == 1.0
+    assert accuracy(classes[torch.randperm(480, generator=generator)]) < 0.4  # chance: 0.25
+
+
+@pytest.mark.slow
+def test_attention_pooling_finds_the_marked_token_that_the_mean_dilutes():
+    """One of 64 tokens says the class; the others say all classes at random."""
+    generator = torch.Generator().manual_seed(4)
+    classes = torch.randint(4, (1200,), generator=generator)
+    said = torch.randint(4, (1200, 64), generator=generator)
+    place = torch.randint(64, (1200,), generator=generator)
+    said[torch.arange(1200), place] = classes
+    x = torch.zeros(1200, 64, 16)
+    x[..., :4] = torch.eye(4)[said]
+    x[torch.arange(1200), place, 5] = 1.0
+    found = split_of(x + 0.1 * torch.randn(x.shape, generator=generator), classes, 1000)
+    hits = {}
+    for pooling in ("mean", "attention"):
+        logits, _ = fit_classes(found, 4, pooling, lambda part: part, 16, epochs=30)
+        hits[pooling] = (logits.argmax(1) == found.test_y).float().mean().item()
+    assert hits["attention"] > 0.9 and hits["mean"] < 0.6
+
+
+def test_attentive_head_equals_the_formula():
+    """z = softmax(q K^T / sqrt(d)) V of the paper's section 3.5, for one head."""
+    torch.manual_seed(0)
+    head = AttentiveHead(8, 3, head_width=8).eval()
+    tokens = torch.randn(2, 5, 8)
+    keys, values = tokens @ head.key.weight.T, tokens @ head.value.weight.T
+    weights = (keys @ head.query / 8**0.5).softmax(dim=1)
+    expected = head.out((weights[..., None] * values).sum(1))
+    assert torch.allclose(head(tokens), expected, atol=1e-5)
