@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from toto_robot.backbone.patches import to_patches
 from toto_robot.backbone.tokenizers import save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig
 
-SMALL = {"steps": 4, "batch_size": 4, "seeds": 2, "epochs": 2, "held_out": 0.4, "threads": 1,
+SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "seeds": 2, "epochs": 2, "held_out": 0.4, "threads": 1,
          "resolution": 32, "layers": 2}  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def test_orders():
 
 
 def test_pooling(pictures: Path, tokenizer: Path, out: Path):
-    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)  # pyright: ignore[reportArgumentType]
+    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)
     pooling.main(config)
     result = read(out / "pooling.json")
     assert [row["pooling"] for row in result["rows"]] == ["mean", "attention"]
@@ -108,7 +109,7 @@ def test_pooling(pictures: Path, tokenizer: Path, out: Path):
 
 def test_resolution(pictures: Path, tokenizer: Path, out: Path):
     options = SMALL | {"seeds": 1, "resolution": 16, "untrained": False}
-    resolution.main(resolution.Config(data=pictures, tokenizer=tokenizer, out=out, **options))  # pyright: ignore[reportArgumentType]
+    resolution.main(resolution.Config(data=pictures, tokenizer=tokenizer, out=out, **options))
     rows = read(out / "resolution.json")["rows"]
     assert [row["tokens"] for row in rows] == ["2x2", "4x4", "4x4", "4x4"]
     low, high, tuned, turned = (row["paper_unit"] for row in rows)
@@ -138,7 +139,7 @@ def test_architectures_have_equal_blocks():
 @pytest.mark.slow
 def test_architectures(pictures: Path, tokenizer: Path, out: Path):
     options = SMALL | {"seeds": 1}
-    architectures.main(architectures.Config(data=pictures, tokenizer=tokenizer, out=out, **options))  # pyright: ignore[reportArgumentType]
+    architectures.main(architectures.Config(data=pictures, tokenizer=tokenizer, out=out, **options))
     rows = read(out / "architectures.json")["rows"]
     assert [row["model"] for row in rows] == ["gpt2-tiny", "mamba-tiny", "tiny"]
 
@@ -151,7 +152,7 @@ def test_tokenizers(pictures: Path, tokenizer: Path, out: Path):
     tokenizers.main(
         tokenizers.Config(
             data=pictures, dvae=tokenizer, vqgan=str(out / "vqgan"), out=out, **SMALL | {"seeds": 1}
-        )  # pyright: ignore[reportArgumentType]
+        )
     )
     result = read(out / "tokenizers.json")
     reads = [(row["reads"], row["predicts"], row["tokens"]) for row in result["rows"]]
@@ -162,7 +163,7 @@ def test_tokenizers(pictures: Path, tokenizer: Path, out: Path):
 
 def test_features_on_the_fly_are_the_cached_ones(pictures: Path, tokenizer: Path, out: Path):
     """A cache too small for them changes no answer but for float16."""
-    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)  # pyright: ignore[reportArgumentType]
+    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)
     options = common.pretrain(pooling.rows(config)[1], 0, config)
     model, _ = common.load_whole(options.out, options.data)
     held_out = labelled.labelled(options.data, held_out=True, per_video=1, seed=0)
@@ -178,7 +179,7 @@ def test_features_on_the_fly_are_the_cached_ones(pictures: Path, tokenizer: Path
 
 
 def test_labels_come_from_folders(pictures: Path, tokenizer: Path, out: Path):
-    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)  # pyright: ignore[reportArgumentType]
+    config = pooling.Config(data=pictures, tokenizer=tokenizer, out=out, **SMALL)
     shards = common.data_of(pooling.rows(config)[0], config)
     train = labelled.labelled(shards, held_out=False, per_video=2, seed=0)
     test = labelled.labelled(shards, held_out=True, per_video=1, seed=0)
@@ -197,7 +198,7 @@ def test_rows_that_read_pixels(pictures: Path, tokenizer: Path, out: Path):
     """Their index holds out the same videos, and a probe reads the patches of the right frame."""
     config = tokenizers.Config(
         data=pictures, dvae=tokenizer, vqgan="", out=out, **SMALL | {"seeds": 1}
-    )  # pyright: ignore[reportArgumentType]
+    )
     rows = {row.name: row for row in tokenizers.rows(config)}
     options = common.pretrain(rows["patch to patch"], 0, config)
     index = labelled.manifest_of(options.data)
