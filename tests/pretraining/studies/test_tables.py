@@ -29,6 +29,10 @@ SMALL: dict[str, Any] = {"steps": 4, "batch_size": 4, "seeds": 2, "epochs": 2, "
          "resolution": 32, "layers": 2}  # fmt: skip
 
 
+def small(**changes: Any) -> dict[str, Any]:
+    return SMALL | changes
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
@@ -108,7 +112,7 @@ def test_pooling(pictures: Path, tokenizer: Path, out: Path):
 
 
 def test_resolution(pictures: Path, tokenizer: Path, out: Path):
-    options = SMALL | {"seeds": 1, "resolution": 16, "untrained": False}
+    options = small(seeds=1, resolution=16, untrained=False)
     resolution.main(resolution.Config(data=pictures, tokenizer=tokenizer, out=out, **options))
     rows = read(out / "resolution.json")["rows"]
     assert [row["tokens"] for row in rows] == ["2x2", "4x4", "4x4", "4x4"]
@@ -138,7 +142,7 @@ def test_architectures_have_equal_blocks():
 
 @pytest.mark.slow
 def test_architectures(pictures: Path, tokenizer: Path, out: Path):
-    options = SMALL | {"seeds": 1}
+    options = small(seeds=1)
     architectures.main(architectures.Config(data=pictures, tokenizer=tokenizer, out=out, **options))
     rows = read(out / "architectures.json")["rows"]
     assert [row["model"] for row in rows] == ["gpt2-tiny", "mamba-tiny", "tiny"]
@@ -146,12 +150,12 @@ def test_architectures(pictures: Path, tokenizer: Path, out: Path):
 
 @pytest.mark.slow
 def test_tokenizers(pictures: Path, tokenizer: Path, out: Path):
-    small = VQGANConfig(vocabulary=32, channels=32, multipliers=(1, 1, 2), blocks=1,
-                        attention_levels=(), code_channels=8)  # fmt: skip
-    save_tokenizer(VQGAN(small).eval(), out / "vqgan", resolution=32)
+    narrow = VQGANConfig(vocabulary=32, channels=32, multipliers=(1, 1, 2), blocks=1,
+                         attention_levels=(), code_channels=8)  # fmt: skip
+    save_tokenizer(VQGAN(narrow).eval(), out / "vqgan", resolution=32)
     tokenizers.main(
         tokenizers.Config(
-            data=pictures, dvae=tokenizer, vqgan=str(out / "vqgan"), out=out, **SMALL | {"seeds": 1}
+            data=pictures, dvae=tokenizer, vqgan=str(out / "vqgan"), out=out, **small(seeds=1)
         )
     )
     result = read(out / "tokenizers.json")
@@ -196,9 +200,7 @@ def test_labels_come_from_folders(pictures: Path, tokenizer: Path, out: Path):
 
 def test_rows_that_read_pixels(pictures: Path, tokenizer: Path, out: Path):
     """Their index holds out the same videos, and a probe reads the patches of the right frame."""
-    config = tokenizers.Config(
-        data=pictures, dvae=tokenizer, vqgan="", out=out, **SMALL | {"seeds": 1}
-    )
+    config = tokenizers.Config(data=pictures, dvae=tokenizer, vqgan="", out=out, **small(seeds=1))
     rows = {row.name: row for row in tokenizers.rows(config)}
     options = common.pretrain(rows["patch to patch"], 0, config)
     index = labelled.manifest_of(options.data)
