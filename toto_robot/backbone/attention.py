@@ -8,7 +8,6 @@ P = 2^(S - L) and dS = P (dP - delta) by giving -L and -delta to a matrix produc
 from the forward pass, and all sums are in float32.
 """
 
-import itertools
 import math
 
 import torch
@@ -44,26 +43,30 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
-def heads_and_blocks(shape: torch.Size) -> itertools.product:
-    return itertools.product(range(shape[0]), range(shape[1]), range(0, shape[2], BLOCK))
+def blocks(length: int) -> list[tuple[int, int]]:
+    return [(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
+
+
+def heads(*tensors: Tensor) -> zip:
+    """Each head's matrices in turn."""
+    return zip(*(t.contiguous().flatten(0, 1) for t in tensors), strict=True)
 
 
 # A custom operator: torch.compile leaves it alone instead of unrolling its loops.
 @torch.library.custom_op("toto::blockwise_attention", mutates_args=())
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, K], and log2 of the sums of exponentials, float32 [B, H, N]."""
-    N, above = q.shape[2], torch.full((BLOCK, BLOCK), -math.inf).triu(1)
-    q2, k32 = scale * math.log2(math.e) * q.float(), k.float().contiguous()
-    v, out, sums = v.contiguous(), torch.empty(v.shape, dtype=v.dtype), torch.empty(q.shape[:3])
-    for b, h, first in heads_and_blocks(q.shape):
-        last = min(first + BLOCK, N)
-        scores = product(q2[b, h, first:last], k32[b, h, :last])
-        scores[:, first:] += above[: last - first, : last - first]
-        largest = scores.amax(dim=1, keepdim=True)
-        weights = scores.sub_(largest).exp2_()
-        total = weights.sum(dim=1, keepdim=True)
-        out[b, h, first:last] = product(weights.to(v.dtype), v[b, h, :last].t()) / total
-        sums[b, h, first:last] = (largest + total.log2()).squeeze(1)
+    q2, above = scale * math.log2(math.e) * q.float(), torch.full((BLOCK, BLOCK), -math.inf).triu(1)
+    out, sums = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape[:3])
+    for queries, keys, values, mixed, logs in heads(q2, k.float(), v, out, sums):
+        for first, last in blocks(len(queries)):
+            scores = product(queries[first:last], keys[:last])
+            scores[:, first:] += above[: last - first, : last - first]
+            largest = scores.amax(dim=1, keepdim=True)
+            weights = scores.sub_(largest).exp2_()
+            total = weights.sum(dim=1, keepdim=True)
+            mixed[first:last] = product(weights.to(v.dtype), values[:last].t()) / total
+            logs[first:last] = (largest + total.log2()).squeeze(1)
     return out, sums
 
 
@@ -76,22 +79,25 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 def blockwise_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. Here a block is [keys, queries], so that the biases are per query."""
-    N, delta = q.shape[2], (dout.float() * out.float()).sum(dim=-1)
-    q, k, dout = q.contiguous(), k.contiguous(), dout.contiguous()
-    q2, k32 = scale * math.log2(math.e) * q.float(), k.float()
-    v32, dout32 = v.float().contiguous(), dout.float()
-    dq, dk, dv = (torch.zeros(x.shape) for x in (q, k, v))
-    for b, h, first in heads_and_blocks(q.shape):
-        last = min(first + BLOCK, N)
-        part = (b, h, slice(first, last))
-        p = product(k32[b, h, :last], q2[part], -sums[part]).exp2_()
-        p[first:].triu_()
-        ds = product(v32[b, h, :last], dout32[part], -delta[part]).mul_(p).to(q.dtype)
-        dv[b, h, :last] += product(p.to(q.dtype), dout[part].t())
-        dk[b, h, :last] += product(ds, q[part].t())
-        dq[part] = product(k[b, h, :last].t(), ds.t()).t()
-    return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(q.dtype), dv.to(q.dtype)
+    """Gradients of q, k and v.
+
+    Here a block is [keys, queries], so that the biases are per query; P is scaled through its bias,
+    as two of its three uses want it.
+    """
+    q2, delta = scale * math.log2(math.e) * q.float(), (dout.float() * out.float()).sum(dim=-1)
+    dq, dk, dv = torch.empty(q.shape, dtype=q.dtype), torch.zeros(k.shape), torch.zeros(v.shape)
+    for queries, queries2, keys, keys32, values, douts, shift, deltas, dqs, dks, dvs in heads(
+        q, q2, k, k.float(), v, dout, math.log2(scale) - sums, -delta, dq, dk, dv
+    ):
+        for first, last in blocks(len(queries)):
+            p = product(keys32[:last], queries2[first:last], shift[first:last]).exp2_()
+            p[first:].triu_()
+            p = p.to(q.dtype)
+            ds = product(values[:last], douts[first:last], deltas[first:last]).mul_(p)
+            dvs[:last] += product(p, douts[first:last].t())
+            dks[:last] += product(ds, queries[first:last].t())
+            dqs[first:last] = product(keys[:last].t(), ds.t()).t()
+    return dq, dk.to(q.dtype), dv.div_(scale).to(q.dtype)
 
 
 @blockwise_backward.register_fake
