@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretraining.flops import flops_per_token, peak_flops
-from pretraining.parallel import World, join_world
+from pretraining.parallel import World, fast_math, join_world
 from pretraining.shards import Manifest
-from pretraining.train import Config, build, fast_math, optimizer_for
+from pretraining.train import Config, build, optimizer_for
 from toto_robot.backbone.causal import CausalModel, to_sequence
 from toto_robot.backbone.models import num_parameters
 from toto_robot.runs import describe_machine

@@ -9,11 +9,14 @@ appends a JSON line to benchmarks/results/train.jsonl.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pretraining.train does
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
