@@ -39,6 +39,7 @@ class Config:
     frames: int = 4  # per video
     kind: Literal["videos", "pictures"] = "videos"
     size: int = 128  # px
+    plain: bool = False  # light upright shapes on dark even grounds: for models of minutes
     seed: int = 0
 
 
@@ -99,17 +100,30 @@ def colour_apart_from(random: np.random.Generator, others: np.ndarray) -> tuple[
     return tuple(candidates[far[0] if len(far) else distance.argmax()].tolist())
 
 
+def even_ground(
+    random: np.random.Generator, size: int
+) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, ...]]:
+    """One dark colour everywhere, and a light one for the shape."""
+    dark, light = random.integers(0, 60, 3), random.integers(190, 256, 3)
+    return np.full((size, size, 3), dark, np.uint8), tuple(light.tolist())
+
+
 def draw_video(
-    name: str, random: np.random.Generator, frames: int, size: int
+    name: str, random: np.random.Generator, frames: int, size: int, plain: bool = False
 ) -> UInt8[np.ndarray, "T S S 3"]:
     """One shape over one ground, drifting and turning evenly."""
     big = OVERSAMPLING * size
-    picture, colours = ground(random, big)
-    colour = colour_apart_from(random, colours)
+    if plain:
+        picture, colour = even_ground(random, big)
+    else:
+        picture, colours = ground(random, big)
+        colour = colour_apart_from(random, colours)
     radius = random.uniform(0.2, 0.36) * big
     centre = random.uniform(1.2 * radius, big - 1.2 * radius, 2)
     drift, spin = random.uniform(-0.04, 0.04, 2) * big, random.uniform(-0.15, 0.15)
     angle = random.uniform(-math.pi / 5, math.pi / 5)
+    if plain:
+        angle, spin = 0.0, 0.0
     outline = np.array(SHAPES[name])
     shown = []
     for i in range(frames):
@@ -139,7 +153,7 @@ def main(config: Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(config.videos):
             random = np.random.default_rng((config.seed, number, i))
-            frames = draw_video(name, random, config.frames, config.size)
+            frames = draw_video(name, random, config.frames, config.size, config.plain)
             if config.kind == "videos":
                 write_video(frames, folder / f"{i:04d}.mp4")
             else:

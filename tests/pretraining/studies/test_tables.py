@@ -78,6 +78,14 @@ def test_shapes_are_the_same_again_and_move(pictures: Path):
     assert np.abs(drawn[0].astype(int) - drawn[1]).max() > 50
 
 
+def test_plain_shapes_are_light_on_dark():
+    picture = shapes.draw_video("disc", np.random.default_rng(0), 1, 64, plain=True)[0]
+    corner, brightest = picture[0, 0], picture.reshape(-1, 3).max(0)
+    assert (corner < 60).all() and (brightest >= 190).all()
+    share = (picture.min(2) > 125).mean()  # a disc of radius 0.75 r, r 0.2 to 0.36 of the side
+    assert np.pi * 0.15**2 * 0.9 < share < np.pi * 0.27**2 * 1.1
+
+
 def test_wilson_by_hand():
     """8 of 10: 0.490 to 0.943 (Newcombe 1998's formula)."""
     assert common.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
