@@ -12,6 +12,8 @@ from toto_robot import load_backbone
 from toto_robot.backbone.causal import to_sequence
 from toto_robot.backbone.decoder import SIZES, Decoder
 from toto_robot.backbone.names import PACKAGED
+from toto_robot.backbone.tokenizers import read_decoder, read_encoder
+from toto_robot.backbone.weights import tensors_sha256
 
 
 def test_loads_without_any_option_and_is_small():
@@ -21,6 +23,23 @@ def test_loads_without_any_option_and_is_small():
     packaged = [path for path in PACKAGED.iterdir() if path.stem == "toto-tiny"]
     assert {path.suffix for path in packaged} == {".safetensors", ".json", ".md"}
     assert sum(path.stat().st_size for path in packaged) < 20e6
+
+
+@pytest.mark.usefixtures("needs_gl")
+def test_its_codes_can_be_seen():
+    """The packaged decoder belongs to the packaged encoder and makes pictures of new scenes."""
+    task = envs.make("FrankaPick", 4, seed=78, obs="pixels")
+    task.reset()
+    frames = task.obs_buf
+    task.close()
+    encoder = read_encoder(PACKAGED / "toto-tiny.safetensors")
+    path = PACKAGED / "toto-tiny-decoder.safetensors"
+    decoder = read_decoder(path, tensors_sha256(encoder.state_dict()))
+    with torch.no_grad():
+        error = (decoder.decode(encoder.encode(frames)) / 255 - frames / 255).square().mean()
+    assert -10 * math.log10(error) > 19
+    assert error < 0.2 * (frames / 255).var(dim=(0, 1, 2)).mean()  # of one colour all over
+    assert path.stat().st_size < 5e6
 
 
 @pytest.mark.usefixtures("needs_gl")
