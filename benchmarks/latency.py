@@ -3,9 +3,10 @@
     python -m benchmarks.latency [--backbone toto-base] [--weights random] [--device cpu|cuda]
 
 Tokenizer included, frames in main memory (at 128 px nothing is resized), half the model's depth. The
-ways take turns in one process; medians by the clock, ratios against "eager" in the same run. "stream"
-has a window of 16 frames and reads one new frame a call: "cached" with 15 remembered, "recomputed"
-all 16 again. Appends a JSON line to results/latency.jsonl.
+ways take turns in one process; medians by the clock and by the process's CPU time (which other
+processes disturb less; it says nothing about a GPU), ratios against "eager" in the same run.
+"stream" has a window of 16 frames and reads one new frame a call: "cached" with 15 remembered,
+"recomputed" all 16 again. "trunk" starts from codes. Appends a JSON line to results/latency.jsonl.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toto_robot.backbone import BACKBONES, load_backbone
+from toto_robot.backbone import BACKBONES, FrozenBackbone, load_backbone
 from toto_robot.backbone.precision import has_fast_bfloat16
 from toto_robot.runs import describe_machine
 
@@ -29,62 +30,63 @@ CONTEXT = 16
 Way = Callable[[Tensor], Any]
 
 
-def single_frame_ways(args: argparse.Namespace) -> dict[str, Way]:
-    """Name -> frames to features, each with a backbone of its own."""
-    options: dict[str, dict[str, Any]] = {"eager": {}, "eager float32": {"precision": "float32"}}
+def load_all(args: argparse.Namespace) -> dict[str, FrozenBackbone]:
+    """Name -> a backbone of its own."""
+    options: dict[str, dict[str, Any]] = {"eager": {}, "float32": {"precision": "float32"}}
     if not args.no_compile:
         options["compiled"] = {"compile": True}
     if args.device == "cpu":
         options["int8"] = {"precision": "int8"}
         if not args.no_compile:
             options["int8 compiled"] = {"precision": "int8", "compile": True}
-    backbones = {
+    return {
         name: load_backbone(args.backbone, weights=args.weights, device=args.device, **more)
         for name, more in options.items()
     }
-    return {**backbones, "tokenizer alone": backbones["eager"].tokenize}
 
 
-def stream_ways(args: argparse.Namespace) -> dict[str, Way]:
+def stream_ways(backbone: FrozenBackbone) -> dict[str, Way]:
     """Streams of one camera whose window is full after the first `CONTEXT` calls."""
-    backbone = load_backbone(args.backbone, weights=args.weights, device=args.device)
     return {
         name: backbone.stream(context=CONTEXT, cached=cached).push
         for name, cached in (("stream, cached", True), ("stream, recomputed", False))
     }
 
 
-def measure(ways: dict[str, Way], frames: Tensor, repeats: int, warm_up: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, so that other load meets all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for name, way in ways.items():
-        started = time.perf_counter()
+def measure(
+    ways: dict[str, Way], inputs: Tensor, repeats: int, warm_up: int
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each, by the clock and of CPU; they take turns, so load meets all alike."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for way in ways.values():
         for _ in range(warm_up):
-            way(frames)
-        print(f"  {name}: warm after {time.perf_counter() - started:.1f} s", flush=True)
+            way(inputs)
     for _ in range(repeats):
         for name, way in ways.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            features = way(frames)
-            features.sum().item()  # waits for the device
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+            clock, cpu = time.perf_counter(), time.process_time()
+            way(inputs).sum().item()  # waits for the device
+            times[name].append((time.perf_counter() - clock, time.process_time() - cpu))
+    medians = {k: [statistics.median(t) for t in zip(*v, strict=True)] for k, v in times.items()}
+    return {name: (clock, cpu) for name, (clock, cpu) in medians.items()}
 
 
-def report(title: str, seconds: dict[str, float], frames: int) -> dict[str, dict[str, float]]:
-    """Print and return milliseconds, frames/s and the speed as a multiple of eager's."""
+def report(
+    title: str, seconds: dict[str, tuple[float, float]], frames: int
+) -> dict[str, dict[str, float]]:
+    """Print and return milliseconds, frames/s, and how many times as fast as eager."""
     print(title)
-    rows = {}
-    for name, value in seconds.items():
+    rows, eager = {}, seconds["eager"]
+    for name, (clock, cpu) in seconds.items():
         rows[name] = {
-            "ms": round(1e3 * value, 3),
-            "frames_per_s": round(frames / value, 2),
-            "times_eager": round(seconds["eager"] / value, 3),
+            "ms": round(1e3 * clock, 3),
+            "cpu_ms": round(1e3 * cpu, 3),
+            "frames_per_s": round(frames / clock, 2),
+            "times_eager": round(eager[0] / clock, 3),
+            "times_eager_cpu": round(eager[1] / cpu, 3),
         }
-        print(f"  {name:20} {1e3 * value:10.2f} ms {frames / value:10.1f} frames/s "
-              f"{rows[name]['times_eager']:6.2f}x")  # fmt: skip
+        print(f"  {name:20} {1e3 * clock:10.2f} ms {frames / clock:8.1f} frames/s "
+              f"{eager[0] / clock:6.2f}x  CPU {1e3 * cpu:10.2f} ms {eager[1] / cpu:6.2f}x",
+              flush=True)  # fmt: skip
     return rows
 
 
@@ -103,15 +105,19 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    ways = single_frame_ways(args)
+    backbones = load_all(args)
+    eager = backbones["eager"]
     generator = torch.Generator().manual_seed(0)
     shape = (args.batch, args.size, args.size, 3)
     frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    ways: dict[str, Way] = {**backbones, "tokenizer": eager.tokenize}
+    trunks = {name: b.from_codes for name, b in backbones.items() if "compiled" not in name}
+    fewer = max(2, args.repeats // 5)
     one = measure(ways, frames[:1], args.repeats, warm_up=3)
     if not args.no_stream:
-        streams = stream_ways(args)
-        one |= measure(streams, frames[:1], max(2, args.repeats // 5), warm_up=CONTEXT)
-    many = measure(ways, frames, max(1, args.repeats // 5), warm_up=1)
+        one |= measure(stream_ways(eager), frames[:1], fewer, warm_up=CONTEXT)
+    trunk = measure(trunks, eager.encode(frames[:1]), args.repeats, warm_up=3)
+    many = measure(ways, frames, fewer, warm_up=1)
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "backbone": args.backbone,
@@ -120,6 +126,7 @@ def main() -> None:
         "size": args.size,
         "bfloat16_in_hardware": has_fast_bfloat16(args.device),
         "batch_1": report("one frame", one, 1),
+        "trunk_1": report("one frame, from its codes", trunk, 1),
         f"batch_{args.batch}": report(f"{args.batch} frames", many, args.batch),
         "repeats": args.repeats,
         "load_average": round(os.getloadavg()[0], 2),
