@@ -134,4 +134,7 @@ def main(config: ExportConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(parse(ExportConfig, sys.argv[1:]))
+    try:
+        main(parse(ExportConfig, sys.argv[1:]))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
