@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pretraining import train_tokenizer
+from toto_robot.backbone.dvae import Encoder
 from toto_robot.backbone.tokenizers import (
     load_tokenizer,
     read_decoder,
@@ -87,7 +88,7 @@ def test_sources(films: Path, tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="json beside it"):
         train_tokenizer.main(options(films, tmp_path / "out", file))
     packaged = read_encoder(train_tokenizer.find_weights("toto-tiny", None))
-    assert packaged.config.vocabulary == 512
+    assert isinstance(packaged, Encoder) and packaged.config.vocabulary == 512
     save_tokenizer(VQGAN(VQGAN_SIZES["vqgan-tiny"]), tmp_path / "vqgan", resolution=32)
     with pytest.raises(SystemExit, match="no dVAE"):
         train_tokenizer.main(options(films, tmp_path / "out", tmp_path / "vqgan"))
