@@ -55,10 +55,6 @@ def read(path: Path) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a.astype(int) - b).mean())
-
-
 def test_a_film_with_the_given_frames_marked(backbone: Path, films: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "film.mp4"
     report = generate.main(config(backbone, films, out, samples=2))
@@ -73,12 +69,15 @@ def test_a_film_with_the_given_frames_marked(backbone: Path, films: Path, tmp_pa
     assert len(report["psnr_continued"]) == 2  # the clip goes on long enough to compare
     assert json.loads(out.with_suffix(".json").read_text())["stride"] == 2
 
-    again = generate.main(config(backbone, films, tmp_path / "again.mp4", samples=2))
-    # A film, not codes: a pixel may round the other way, and the encoder spreads that.
-    assert difference(read(tmp_path / "again.mp4"), film) < 0.1
-    assert again["weights_hash"] == report["weights_hash"]
-    generate.main(config(backbone, films, tmp_path / "other.mp4", samples=2, seed=1))
-    assert difference(read(tmp_path / "other.mp4"), film) > 0.5
+
+def test_the_seed_decides(backbone: Path, films: Path, tmp_path: Path) -> None:
+    """From given codes: an untrained tokenizer's own are near ties, which rounding may turn."""
+    codes = torch.randint(32, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    first, again, other = (
+        generate.generate(c, generate.load(c), codes)
+        for c in (config(backbone, films, tmp_path / "x.mp4", seed=seed) for seed in (0, 0, 1))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_past_the_end_of_the_clip_as_gif(backbone: Path, films: Path, tmp_path: Path) -> None:
