@@ -88,7 +88,7 @@ def test_doctor_reports_speeds_as_json(monkeypatch, capsys):
 def test_doctor_says_how_to_get_weights(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "MEASURE_S", 0.02)
     monkeypatch.setattr(doctor, "NUM_WORLDS", 4)
-    run(doctor, monkeypatch, "backbone=toto-base")
+    run(doctor, monkeypatch, "backbone=toto-large")
     assert "backbone.weights=random" in capsys.readouterr().out
 
 

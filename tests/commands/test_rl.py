@@ -160,8 +160,8 @@ def test_missing_weights_stop_before_the_simulator_is_built(
     monkeypatch.setattr(envs, "make", no_simulator)
     monkeypatch.setattr(backbones, "load_backbone", no_weights)
     monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, "backbone=toto-base") == 2
-    assert "no weights for toto-base" in capsys.readouterr().err
+    assert command(monkeypatch, "backbone=toto-large") == 2
+    assert "no weights for toto-large" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_run_is_not_overwritten(

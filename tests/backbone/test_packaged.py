@@ -4,25 +4,28 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import envs
 from envs.scripted import ScriptedMotions
 from toto_robot import load_backbone
 from toto_robot.backbone.causal import to_sequence
-from toto_robot.backbone.decoder import SIZES, Decoder
-from toto_robot.backbone.names import PACKAGED
+from toto_robot.backbone.models import make_model
+from toto_robot.backbone.names import PACKAGED, load_with_head
 from toto_robot.backbone.tokenizers import read_decoder, read_encoder
 from toto_robot.backbone.weights import tensors_sha256
 
 
-def test_loads_without_any_option_and_is_small():
-    backbone = load_backbone("toto-tiny")
-    assert not backbone.untrained and backbone.layer == 4 and backbone.num_layers == 8
-    assert backbone.feature_shape == (64, backbone.num_features) == (64, 128)
-    packaged = [path for path in PACKAGED.iterdir() if path.stem == "toto-tiny"]
+@pytest.mark.parametrize(
+    ("name", "layer", "layers", "width", "largest"),
+    [("toto-tiny", 4, 8, 128, 20e6), ("toto-base", 6, 6, 768, 50e6)],  # bytes
+)
+def test_loads_without_any_option_and_is_small(name, layer, layers, width, largest):
+    backbone = load_backbone(name)
+    assert not backbone.untrained and (backbone.layer, backbone.num_layers) == (layer, layers)
+    assert backbone.feature_shape == (64, backbone.num_features) == (64, width)
+    packaged = [path for path in PACKAGED.iterdir() if path.stem == name]
     assert {path.suffix for path in packaged} == {".safetensors", ".json", ".md"}
-    assert sum(path.stat().st_size for path in packaged) < 20e6
+    assert sum(path.stat().st_size for path in packaged) < largest
 
 
 @pytest.mark.usefixtures("needs_gl")
@@ -43,8 +46,9 @@ def test_its_codes_can_be_seen():
 
 
 @pytest.mark.usefixtures("needs_gl")
-def test_predicts_the_tokens_of_new_frames():
-    """Next-token loss on one frame of episodes it never saw: far below an untrained decoder's.
+@pytest.mark.parametrize(("name", "largest"), [("toto-tiny", 3.0), ("toto-base", 5.0)])
+def test_predicts_the_tokens_of_new_frames(name, largest):
+    """Next-token loss on one frame of episodes it never saw: far below an untrained model's.
 
     A single frame is harder than the clips of the model card, whose later frames can be copied.
     """
@@ -53,17 +57,13 @@ def test_predicts_the_tokens_of_new_frames():
     motions = ScriptedMotions(task, {"pick": 1.0}, seed=5)
     for _ in range(120):
         task.step(motions.act())
-    frames = task.obs_buf
+    frames = task.obs_buf[:3]
     task.close()
 
-    codes = load_backbone("toto-tiny").tokenize(frames)
-    assert len(codes.unique()) > 40
-    tensors = load_file(PACKAGED / "toto-tiny.safetensors")
-    trained = Decoder(SIZES["tiny"])
-    state = {k.removeprefix("decoder."): t for k, t in tensors.items() if k.startswith("decoder.")}
-    missing, unexpected = trained.load_state_dict(state, strict=False)
-    assert missing == ["head.weight"] and not unexpected  # tied to the embedding
-    untrained = Decoder(SIZES["tiny"])
+    encoder, trained, _, _ = load_with_head(name)
+    codes = encoder.encode(frames)
+    assert torch.equal(codes, load_backbone(name).tokenize(frames)) and len(codes.unique()) > 40
+    untrained = make_model(trained.config)
     with torch.no_grad():
         loss, chance = (model.loss(to_sequence(codes)).item() for model in (trained, untrained))
-    assert loss < 3.0 and chance > 0.95 * math.log(516)
+    assert loss < largest and chance > 0.95 * math.log(trained.config.rows)
