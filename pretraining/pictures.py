@@ -124,7 +124,7 @@ class Bar:
 
 def plot_bars(bars: Sequence[Bar], chance: float, path: Path, title: str) -> None:
     """Measured accuracies (%) with intervals, published ones as diamonds, chance as a line."""
-    figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.5 * len(bars)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 1.5 + 0.5 * len(bars)), layout="constrained")
     places = range(len(bars))
     values = [100 * bar.value for bar in bars]
     errors = [[100 * (bar.value - bar.low) for bar in bars],
@@ -136,5 +136,5 @@ def plot_bars(bars: Sequence[Bar], chance: float, path: Path, title: str) -> Non
     axis.axvline(100 * chance, color="grey", linestyle="--", label="chance")
     axis.set(yticks=places, yticklabels=[bar.label for bar in bars], xlabel="top-1, %", title=title)
     axis.invert_yaxis()
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncol=3, fontsize=7)
     save(figure, path)
