@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recipe of the packaged toto-base: the first half of the paper's base model, on a CPU, with its own light tokenizer
-# of 8,192 codes. Film -> tokenizer -> tokens -> decoder -> 6 bits -> probe; resumes where it stopped. About three
-# hours on two CPU cores. scripts/pretrain_base_cpu.sh [folder]
+# of 8,192 codes. Film -> tokenizer -> tokens -> decoder -> 6 bits -> probe; resumes where it stopped. The
+# tokenizer took half an hour and the decoder 70 minutes on shared cores. scripts/pretrain_base_cpu.sh [folder]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work="${1:-data/base}"

@@ -1,6 +1,7 @@
 """Attention in blocks against its definition in float64, and against PyTorch's kernel."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ def test_as_exact_as_pytorchs(
         assert errors[0] < 1.5 * errors[1]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = attention.blockwise_attention
@@ -95,6 +105,9 @@ def test_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls
     out = causal_attention(q, k, v)
     assert len(calls) == 1 and calls[0][3] == 8**-0.5
+    torch.set_num_threads(2)
+    causal_attention(q, k, v)
+    assert len(calls) == 1
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -104,6 +117,7 @@ def test_operator_is_registered_as_pytorch_wants_it() -> None:
     torch.library.opcheck(blockwise_attention, (q, k, v, 0.3))
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_model_trains_the_same(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
     torch.manual_seed(0)
