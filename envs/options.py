@@ -29,6 +29,8 @@ class TaskOptions:
         visuals, dynamics: randomisation level, drawn anew for each episode (`envs.randomisation`).
         control_rate_hz: joint speeds, episode seconds and the success time stay those of 60 Hz.
         episode_length: control steps; 8.33 s by default.
+        oracle: hand out PixMC's oracle vector beside the images, as `oracle` (for an expert that
+            labels, or a critic that may know more than the actor).
         clip_obs, clip_actions: bounds of state vectors and actions.
         fidelity: `pixmc` keeps PixMC's quirks, see `envs.vec_task`.
         engine: `mujoco` (C, CPU threads) or `warp` (MuJoCo Warp); by the device if None.
@@ -44,6 +46,7 @@ class TaskOptions:
     dynamics: Level = "fixed"
     control_rate_hz: int = int(spec.CONTROL_RATE_HZ)
     episode_length: int | None = None
+    oracle: bool = False
     clip_obs: float = 5.0
     clip_actions: float = 1.0
     fidelity: Fidelity = "corrected"

@@ -12,6 +12,7 @@ TASK_NAMES = {  # command-line name -> Isaac-Gym-style class name
 # Keys of every observation dict (the IsaacGymEnvs convention).
 OBS = "obs"  # state vector float32 [N, num_obs], or camera image uint8 [N, H, W, 3]
 STATES = "states"  # proprioception float32 [N, num_states]
+ORACLE = "oracle"  # with `oracle=True`: the state vector float32 [N, num_oracle], beside images
 
 CONTROL_RATE_HZ = 60.0
 EPISODE_LENGTH = 500  # control steps, 8.33 s

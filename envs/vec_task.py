@@ -63,7 +63,7 @@ class VecTask:
         self.clip_obs, self.clip_actions = o.clip_obs, o.clip_actions
         self.num_states = task.robot.num_states
         self.num_obs = self.num_states if o.obs == "proprioception" else task.num_obs
-        self.num_observations = self.num_obs
+        self.num_observations, self.num_oracle = self.num_obs, task.num_obs
         self.num_actions = self.num_acts = task.robot.num_actions
         self.max_episode_length = o.episode_length or round(spec.EPISODE_LENGTH / o.pace)
         self.dt = 1 / o.control_rate_hz
@@ -270,12 +270,14 @@ class VecTask:
     def _observe(self, ids: Tensor, state: Any, images: ObsDict) -> ObsDict:
         """Observations of worlds `ids`, whose images those are; `state` is of all worlds."""
         states = proprioception(self.task.robot, state)[ids].clamp(-self.clip_obs, self.clip_obs)
-        if self.obs_kind == "state":
+        obs: ObsDict = {spec.STATES: states}
+        if self.obs_kind == "state" or self.options.oracle:
             oracle = self.task.observe(state)[ids].clamp(-self.clip_obs, self.clip_obs)
-            return {spec.OBS: oracle, spec.STATES: states}
+            obs |= {spec.ORACLE: oracle} if self.options.oracle else {}
+            obs |= {spec.OBS: oracle} if self.obs_kind == "state" else {}
         if self.obs_kind == "proprioception":
-            return {spec.OBS: states, spec.STATES: states}
-        return images | {spec.STATES: states}
+            obs[spec.OBS] = states
+        return images | obs
 
     def _handed_out(self, obs: ObsDict) -> ObsDict:
         return {key: value.to(self.rl_device) for key, value in obs.items()}

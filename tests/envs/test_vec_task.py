@@ -108,6 +108,19 @@ def test_a_first_step_needs_no_reset(make):
     assert torch.equal(*obs)
 
 
+def test_the_oracle_beside_images_is_the_state_observation(make):
+    few = {"num_envs": 2, "seed": 3, "episode_length": 3}
+    pixels, state = make(obs="pixels", image_size=16, oracle=True, **few), make(**few)
+    seen, known = pixels.reset(), state.reset()
+    assert set(seen) == {"obs", "states", "oracle"} and set(known) == {"obs", "states"}
+    for step in range(3):
+        torch.testing.assert_close(seen["oracle"], known["obs"], rtol=0, atol=0)
+        actions = torch.full((2, 9), 0.3 * step)
+        (seen, *_, extras), (known, *_, same) = pixels.step(actions), state.step(actions)
+    torch.testing.assert_close(extras["terminal_obs"]["oracle"], same["terminal_obs"]["obs"])
+    assert len(extras["terminal_ids"]) == 2
+
+
 def test_time_limit_keeps_the_terminal_observation(make):
     task = make(2)
     task.reset()
