@@ -11,20 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from policies.learner import Learner
 from policies.policy import PolicySpec, check_backbone, load_weights, read_spec, save_policy
-from policies.ppo import PPO, load_trainer, save_trainer
 
 
 def save_checkpoint(
-    folder: Path, ppo: PPO, policy_spec: PolicySpec, progress: dict[str, Any]
+    folder: Path, learner: Learner, policy_spec: PolicySpec, progress: dict[str, Any]
 ) -> None:
     """Policy, trainer state and progress, swapped in as a whole folder."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    progress["steps"] = ppo.num_timesteps
-    save_policy(new, ppo.policy, replace(policy_spec, env_steps=ppo.num_timesteps))
-    save_trainer(new / "trainer.pt", ppo)
+    progress["steps"] = learner.num_timesteps
+    save_policy(new, learner.policy, replace(policy_spec, env_steps=learner.num_timesteps))
+    learner.save_trainer(new / "trainer.pt")
     (new / "progress.json").write_text(json.dumps(progress) + "\n")
     if folder.exists():
         os.rename(folder, old)
@@ -40,10 +40,10 @@ def load_progress(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "progress.json").read_text())
 
 
-def load_checkpoint(checkpoint: Path, ppo: PPO, backbone: Any) -> None:
-    """Weights, optimiser, counters and random states of `checkpoint` into `ppo`."""
+def load_checkpoint(checkpoint: Path, learner: Learner, backbone: Any) -> None:
+    """Weights, optimiser, counters and random states of `checkpoint` into `learner`."""
     record = read_spec(checkpoint).backbone
     if record is not None:
         check_backbone(record, backbone, checkpoint)
-    load_weights(checkpoint, ppo.policy)
-    load_trainer(checkpoint / "trainer.pt", ppo)
+    load_weights(checkpoint, learner.policy)
+    learner.load_trainer(checkpoint / "trainer.pt")

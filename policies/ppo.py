@@ -27,9 +27,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from policies.learner import SUCCESS_WINDOW, Summary
+from policies.vec_env import TaskVecEnv
 from toto_robot.backbone import AttentionPool
-
-SUCCESS_WINDOW = 200  # episodes; MVP reports the mean over its last 200
 
 
 @dataclass
@@ -179,10 +179,55 @@ class PPO(stable_baselines3.PPO):
             values = self.policy.predict_values(obs_as_tensor(batch, self.device))
         rewards[worlds] += self.gamma * values.flatten().cpu().numpy()
 
-    def losses(self) -> dict[str, float]:
-        """What the last update logged: losses, clip fraction, approximate KL, learning rate."""
-        logged = self.logger.name_to_value
-        return {k: float(v) for k, v in logged.items() if k.startswith("train/")}
+    def summary(self) -> Summary:
+        """The last 200 episodes; losses, clip fraction, approximate KL, learning rate."""
+        assert isinstance(self.env, TaskVecEnv)
+        return Summary(
+            returns=[float(e["r"]) for e in self.ep_info_buffer or []],
+            successes=[float(s) for s in self.ep_success_buffer or []],
+            encodes_per_step=self.env.encodes_per_step,
+            numbers={
+                k: float(v) for k, v in self.logger.name_to_value.items() if k.startswith("train/")
+            },
+        )
+
+    def save_trainer(self, path: Path) -> None:
+        """Optimiser, counters, random states and the episode window: what `resume=` needs beside
+        the policy. Plain tensors and numbers, loaded with `weights_only=True`."""
+        numpy_state: Any = np.random.get_state()
+        kind, keys, position, has_gauss, gauss = numpy_state
+        torch.save(
+            {
+                "optimizer": self.policy.optimizer.state_dict(),
+                "num_timesteps": self.num_timesteps,
+                "n_updates": self._n_updates,
+                "episodes": [(e["r"], e["l"], e["t"]) for e in self.ep_info_buffer or []],
+                "successes": [float(s) for s in self.ep_success_buffer or []],
+                "torch_rng": torch.get_rng_state(),
+                "numpy_rng": [
+                    kind,
+                    torch.from_numpy(keys.astype(np.int64)),
+                    position,
+                    has_gauss,
+                    gauss,
+                ],
+            },
+            path,
+        )
+
+    def load_trainer(self, path: Path) -> None:
+        """Undo `save_trainer`. Call before `PPO.start`."""
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.num_timesteps = state["num_timesteps"]
+        self._n_updates = state["n_updates"]
+        self.ep_info_buffer = deque(
+            ({"r": r, "l": length, "t": t} for r, length, t in state["episodes"]), SUCCESS_WINDOW
+        )
+        self.ep_success_buffer = deque(state["successes"], SUCCESS_WINDOW)
+        torch.set_rng_state(state["torch_rng"])
+        kind, keys, position, has_gauss, gauss = state["numpy_rng"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
 
 
 class _OnStep(BaseCallback):
@@ -224,43 +269,3 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
     )
     ppo.set_logger(Logger(None, []))
     return ppo
-
-
-def save_trainer(path: Path, ppo: PPO) -> None:
-    """Optimiser, counters, random states and the episode window: what `resume=` needs beside
-    the policy. Plain tensors and numbers, loaded with `weights_only=True`."""
-    numpy_state: Any = np.random.get_state()
-    kind, keys, position, has_gauss, gauss = numpy_state
-    torch.save(
-        {
-            "optimizer": ppo.policy.optimizer.state_dict(),
-            "num_timesteps": ppo.num_timesteps,
-            "n_updates": ppo._n_updates,
-            "episodes": [(e["r"], e["l"], e["t"]) for e in ppo.ep_info_buffer or []],
-            "successes": [float(s) for s in ppo.ep_success_buffer or []],
-            "torch_rng": torch.get_rng_state(),
-            "numpy_rng": [
-                kind,
-                torch.from_numpy(keys.astype(np.int64)),
-                position,
-                has_gauss,
-                gauss,
-            ],
-        },
-        path,
-    )
-
-
-def load_trainer(path: Path, ppo: PPO) -> None:
-    """Undo `save_trainer`. Call before `PPO.start`."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    ppo.policy.optimizer.load_state_dict(state["optimizer"])
-    ppo.num_timesteps = state["num_timesteps"]
-    ppo._n_updates = state["n_updates"]
-    ppo.ep_info_buffer = deque(
-        ({"r": r, "l": length, "t": t} for r, length, t in state["episodes"]), SUCCESS_WINDOW
-    )
-    ppo.ep_success_buffer = deque(state["successes"], SUCCESS_WINDOW)
-    torch.set_rng_state(state["torch_rng"])
-    kind, keys, position, has_gauss, gauss = state["numpy_rng"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

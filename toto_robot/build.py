@@ -7,7 +7,9 @@ import torch
 
 import envs
 from policies.feature_vec_env import feature_vec_env
+from policies.learner import Learner
 from policies.policy import BackboneRecord, PolicySpec
+from policies.ppo import make_ppo
 from policies.vec_env import StateObserver, TaskVecEnv
 from toto_robot import backbone as backbones
 from toto_robot.conf import RLConfig
@@ -52,6 +54,11 @@ def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
     if backbone is None:
         return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap)
     return feature_vec_env(task, backbone, bootstrap)
+
+
+def make_learner(config: RLConfig, task: Any, backbone: Any) -> Learner:
+    """What `algo=` names, over the worlds of `task`."""
+    return make_ppo(wrap(task, backbone, config), config.ppo, config.seed, pick_device(config))
 
 
 def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:

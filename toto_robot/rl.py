@@ -31,15 +31,13 @@ from envs.gl import RenderingUnavailableError  # noqa: E402
 from envs.physics import check_device  # noqa: E402
 from envs.rendering import renderer_name  # noqa: E402
 from policies.checkpoint import load_checkpoint, load_progress, save_checkpoint  # noqa: E402
+from policies.learner import Learner, Summary  # noqa: E402
 from policies.policy import PolicySpec  # noqa: E402
-from policies.ppo import PPO, make_ppo  # noqa: E402
-from policies.vec_env import TaskVecEnv  # noqa: E402
 from toto_robot.build import (  # noqa: E402
     describe_policy,
     load_frozen,
+    make_learner,
     make_task,
-    pick_device,
-    wrap,
 )
 from toto_robot.conf import RLConfig, complete_overrides, fail, register, to_config  # noqa: E402
 from toto_robot.evaluate import evaluate_best  # noqa: E402
@@ -91,69 +89,72 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     progress = load_progress(last) if config.resume else {"steps": 0, "best": [-1.0, -1e30]}
 
     task = make_task(config, config.seed + progress["steps"], config.num_envs or 1)
-    env = wrap(task, backbone, config)
-    ppo = make_ppo(env, config.ppo, config.seed, pick_device(config))
+    learner = make_learner(config, task, backbone)
     if config.resume:
-        load_checkpoint(last, ppo, backbone)
+        load_checkpoint(last, learner, backbone)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
     write_environment(folder / "env.txt", gl_renderer=gl_renderer)
 
     policy_spec = describe_policy(config, task, backbone)
-    finished = learn(config, folder, ppo, env, policy_spec, progress, stamp)
-    env.close()
+    finished = learn(config, folder, learner, policy_spec, progress, stamp)
+    task.close()
     title = f"{config.env.name}, {backbone.name if backbone else 'state'}, seed {config.seed}"
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
     if finished:
         evaluate_best(config, folder, best if best.exists() else last, backbone, stamp)
     else:
-        print(f"Stopped at {ppo.num_timesteps:,} steps; all is saved. To go on:")
+        print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
         print(f"  python -m toto_robot.rl resume={folder}")
 
 
 def learn(
     config: RLConfig,
     folder: Path,
-    ppo: PPO,
-    env: TaskVecEnv,
+    learner: Learner,
     policy_spec: PolicySpec,
     progress: dict[str, Any],
     stamp: str,
 ) -> bool:
-    """Iterate PPO up to `total_steps`, reporting and saving. False if stopped by a signal."""
+    """Iterate the learner up to `total_steps`, reporting and saving. False if stopped by a signal."""
     total_steps, last = config.total_steps or 0, folder / "checkpoints/last"
     metrics = Metrics(folder / "metrics.jsonl", progress["steps"] if config.resume else None)
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=ppo.num_timesteps)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=learner.num_timesteps)
     bar = tqdm(
-        total=total_steps, initial=ppo.num_timesteps, unit="step", smoothing=0.05, mininterval=0.5
+        total=total_steps,
+        initial=learner.num_timesteps,
+        unit="step",
+        smoothing=0.05,
+        mininterval=0.5,
     )
     finished, saved_s = True, -math.inf
     with StopSignal() as stop:
 
         def on_step() -> bool:
-            bar.update(env.num_envs)
+            bar.update(learner.num_timesteps - bar.n)
             return not stop.requested
 
-        ppo.start(total_steps, on_step)
-        while ppo.num_timesteps < total_steps:
-            steps_before, started_s = ppo.num_timesteps, time.monotonic()
-            finished = ppo.iterate()
+        learner.start(total_steps, on_step)
+        while learner.num_timesteps < total_steps:
+            steps_before, started_s = learner.num_timesteps, time.monotonic()
+            finished = learner.iterate()
             if not finished:
                 break
             now_s = time.monotonic()
-            rate = (ppo.num_timesteps - steps_before) / (now_s - started_s)
-            report = make_report(ppo, env, rate, stamp)
+            rate = (learner.num_timesteps - steps_before) / (now_s - started_s)
+            summary = learner.summary()
+            report = make_report(learner.num_timesteps, summary, rate, stamp)
             metrics.append(report)
-            write_board(board, report, ppo.losses())
+            write_board(board, report, summary.numbers)
             bar.set_postfix_str(describe(report))
             score = score_of(report)
             if score is not None and score > progress["best"]:
                 progress["best"] = score
-                save_checkpoint(folder / "checkpoints/best", ppo, policy_spec, progress)
+                save_checkpoint(folder / "checkpoints/best", learner, policy_spec, progress)
             if now_s - saved_s > CHECKPOINT_EVERY_S:
-                save_checkpoint(last, ppo, policy_spec, progress)
+                save_checkpoint(last, learner, policy_spec, progress)
                 saved_s = now_s
-    save_checkpoint(last, ppo, policy_spec, progress)
+    save_checkpoint(last, learner, policy_spec, progress)
     for thing in (bar, metrics, board):
         thing.close()
     return finished
@@ -184,15 +185,15 @@ def run_dir_is_free(folder: Path, config: RLConfig) -> None:
         raise FileNotFoundError(f"nothing to resume: {checkpoint} is missing")
 
 
-def make_report(ppo: PPO, env: TaskVecEnv, rate: float, stamp: str) -> dict[str, Any]:
+def make_report(steps: int, summary: Summary, rate: float, stamp: str) -> dict[str, Any]:
     """One line of metrics.jsonl; success and return over the last 200 finished episodes."""
-    returns = [float(e["r"]) for e in ppo.ep_info_buffer or []]
+    returns = summary.returns
     return {
-        "steps": ppo.num_timesteps,
-        **success_report([float(s) for s in ppo.ep_success_buffer or []]),
+        "steps": steps,
+        **success_report(summary.successes),
         "episode_return": sum(returns) / len(returns) if returns else None,
         "steps_per_s": round(rate, 1),
-        "encodes_per_step": round(env.encodes_per_step, 4),
+        "encodes_per_step": round(summary.encodes_per_step, 4),
         "time_s": round(time.time(), 1),
         **({"note": stamp} if stamp else {}),
     }

@@ -13,6 +13,7 @@ import torch
 
 import envs
 from policies.policy import load_policy
+from policies.ppo import PPO
 from toto_robot import backbone as backbones
 from toto_robot import rl
 from toto_robot.conf import check_config, register
@@ -71,14 +72,14 @@ def test_the_film_can_be_read_and_shows_the_stamp(doubles: ModuleType, tmp_path:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
     """Send ourselves a signal once `steps` environment steps are done."""
-    iterate = rl.PPO.iterate
+    iterate = PPO.iterate
 
     def iterate_then_signal(ppo: Any) -> bool:
         if ppo.num_timesteps >= steps:
             os.kill(os.getpid(), number)
         return iterate(ppo)
 
-    monkeypatch.setattr(rl.PPO, "iterate", iterate_then_signal)
+    monkeypatch.setattr(PPO, "iterate", iterate_then_signal)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

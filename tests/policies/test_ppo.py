@@ -12,7 +12,7 @@ from fake_task import FakeBackbone, FakeTask
 from policies.evaluation import evaluate
 from policies.feature_vec_env import feature_vec_env
 from policies.policy import BackboneRecord, PolicySpec, load_policy, load_weights, save_policy
-from policies.ppo import PPO, FeatureReadout, PPOConfig, load_trainer, make_ppo, save_trainer
+from policies.ppo import PPO, FeatureReadout, PPOConfig, make_ppo
 from policies.vec_env import StateObserver, TaskVecEnv
 
 SMALL = PPOConfig(num_steps=8, epochs=2, minibatches=2, hidden=[16], num_queries=2)
@@ -140,11 +140,11 @@ def test_resume_restores_weights_optimiser_counters_and_schedule(tmp_path: Path)
     first = run(state_ppo(), total_steps=320, until=160)
     spec = PolicySpec("franka_pick", "state", 34, 18, 9, ppo=SMALL)
     save_policy(tmp_path, first.policy, spec)
-    save_trainer(tmp_path / "trainer.pt", first)
+    first.save_trainer(tmp_path / "trainer.pt")
 
     second = state_ppo(seed=9)
     load_weights(tmp_path, second.policy)
-    load_trainer(tmp_path / "trainer.pt", second)
+    second.load_trainer(tmp_path / "trainer.pt")
     assert second.num_timesteps == 160 and second._n_updates == first._n_updates
     mine, theirs = first.policy.optimizer.state_dict(), second.policy.optimizer.state_dict()
     for index, state in mine["state"].items():
@@ -153,7 +153,7 @@ def test_resume_restores_weights_optimiser_counters_and_schedule(tmp_path: Path)
     for ppo in (first, second):
         ppo.env = TaskVecEnv(FakeTask(4, seed=5), StateObserver(34))
         ppo._last_obs = None
-        load_trainer(tmp_path / "trainer.pt", ppo)
+        ppo.load_trainer(tmp_path / "trainer.pt")
         run(ppo, 320)
     assert second.num_timesteps == 320
     for name, value in weights(first).items():
