@@ -29,6 +29,8 @@ class TaskOptions:
         visuals, dynamics: randomisation level, drawn anew for each episode (`envs.randomisation`).
         control_rate_hz: joint speeds, episode seconds and the success time stay those of 60 Hz.
         episode_length: control steps; 8.33 s by default.
+        steps_after_success: end an episode so many control steps after its success, as by the time
+            limit; None (PixMC): it goes on, and may still fail.
         oracle: hand out PixMC's oracle vector beside the images, as `oracle` (for an expert that
             labels, or a critic that may know more than the actor).
         clip_obs, clip_actions: bounds of state vectors and actions.
@@ -46,6 +48,7 @@ class TaskOptions:
     dynamics: Level = "fixed"
     control_rate_hz: int = int(spec.CONTROL_RATE_HZ)
     episode_length: int | None = None
+    steps_after_success: int | None = None
     oracle: bool = False
     clip_obs: float = 5.0
     clip_actions: float = 1.0
@@ -74,6 +77,8 @@ class TaskOptions:
             )
         if self.episode_length is not None and self.episode_length < 1:
             raise ValueError(f"episode_length={self.episode_length}: expected at least 1 step")
+        if self.steps_after_success is not None and self.steps_after_success < 0:
+            raise ValueError(f"steps_after_success={self.steps_after_success}: expected 0 or more")
         if not 0 < self.clip_actions or not 0 < self.clip_obs:
             raise ValueError(
                 f"clip_obs={self.clip_obs}, clip_actions={self.clip_actions}: must be positive"

@@ -98,6 +98,7 @@ class VecTask:
         self.timeout_buf, self.progress_buf = zeros(torch.long), zeros(torch.long)
         self.randomize_buf = zeros(torch.long)  # episodes since the last randomisation: always 0
         self._streak, self._success = zeros(torch.long), zeros(torch.bool)
+        self._since_success = zeros(torch.long)
         self._episode = zeros(torch.long) - 1
         self.extras: dict[str, Any] = {}
         self.obs_dict: ObsDict = {}
@@ -213,7 +214,11 @@ class VecTask:
             self.rew_buf[bad], failed[bad] = 0.0, True
             self.bad_worlds += len(bad)
         limit = self.max_episode_length - (1 if self._pixmc else 0)
-        late = (self.progress_buf >= limit) & ~failed
+        late = self.progress_buf >= limit
+        self._since_success = torch.where(self._success, self._since_success + 1, 0)
+        if self.options.steps_after_success is not None:
+            late |= self._since_success > self.options.steps_after_success
+        late &= ~failed
         self.timeout_buf = torch.zeros_like(self.progress_buf) if self._pixmc else late.long()
         self.reset_buf = (failed | late).long()
         self._return += self.rew_buf

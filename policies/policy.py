@@ -157,12 +157,13 @@ def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -
                 f"policy in {folder} reads features {spec.feature_shape}, the backbone given "
                 f"makes {list(backbone.feature_shape)}"
             )
-    net = _build_net(spec).to(device)
+    net = build_net(spec).to(device)
     load_weights(folder, net)
     return Policy(net, spec, observer)
 
 
-def _build_net(spec: PolicySpec) -> ActorCriticPolicy:
+def build_net(spec: PolicySpec) -> ActorCriticPolicy:
+    """A fresh network of the kind that `spec` describes."""
     space = spec.observation_space()
     actions = spaces.Box(-1.0, 1.0, (spec.num_actions,), np.float32)
     kind = MultiInputActorCriticPolicy if isinstance(space, spaces.Dict) else ActorCriticPolicy

@@ -1,15 +1,19 @@
 """From options to parts: backbone, task, vec env, and what a policy folder says about itself."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import envs
-from policies.feature_vec_env import feature_vec_env
+from policies.dagger import DAgger
+from policies.feature_vec_env import FeatureObserver, feature_vec_env
+from policies.labels import LabelledFrames
 from policies.learner import Learner
-from policies.policy import BackboneRecord, PolicySpec
+from policies.policy import BackboneRecord, PolicySpec, build_net
 from policies.ppo import make_ppo
+from policies.teacher import Expert, load_teacher
 from policies.vec_env import StateObserver, TaskVecEnv
 from toto_robot import backbone as backbones
 from toto_robot.conf import RLConfig
@@ -38,14 +42,15 @@ def load_frozen(config: RLConfig) -> Any:
     )
 
 
-def make_task(config: RLConfig, seed: int, num_envs: int) -> Any:
+def make_task(config: RLConfig, seed: int, num_envs: int, training: bool = False) -> Any:
     """The batched task (`VecTask`) with observations as configured."""
+    options = config.training_options() if training else config.task_options()
     return envs.make(
         task=config.env.name,
         num_envs=num_envs,
         sim_device=config.env.sim_device,
         seed=seed,
-        **asdict(config.task_options()),
+        **asdict(options),
     )
 
 
@@ -56,9 +61,32 @@ def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
     return feature_vec_env(task, backbone, bootstrap)
 
 
-def make_learner(config: RLConfig, task: Any, backbone: Any) -> Learner:
-    """What `algo=` names, over the worlds of `task`."""
+def make_learner(
+    config: RLConfig, folder: Path, task: Any, backbone: Any, policy_spec: PolicySpec
+) -> Learner:
+    """What `algo=` names, over the worlds of `task`; files that it needs lie in `folder`."""
+    if config.algo == "dagger":
+        return make_dagger(config, folder, task, backbone, policy_spec)
     return make_ppo(wrap(task, backbone, config), config.ppo, config.seed, pick_device(config))
+
+
+def make_dagger(
+    config: RLConfig, folder: Path, task: Any, backbone: Any, policy_spec: PolicySpec
+) -> DAgger:
+    torch.manual_seed(config.seed)
+    observer = FeatureObserver(backbone, task.num_states)
+    capacity = (config.total_steps or 0) + config.dagger.num_steps * task.num_envs
+    labels = LabelledFrames(folder / "labels", capacity, observer.space, task.num_actions)
+    net = build_net(policy_spec).to(pick_device(config))
+    expert = make_expert(config, task)
+    return DAgger(task, observer, expert, net, labels, config.dagger, config.seed)
+
+
+def make_expert(config: RLConfig, task: Any) -> Expert:
+    """`dagger.expert`: the packaged teacher, the scripted motion, or a policy folder."""
+    if config.dagger.expert == "teacher":
+        return load_teacher(config.env.name)
+    return load_teacher(config.dagger.expert)
 
 
 def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:

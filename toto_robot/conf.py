@@ -7,7 +7,7 @@ A wrong option, key or type ends in one line with the nearest valid name (`compo
 
 import difflib
 import sys
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from envs.options import TaskOptions
 from envs.spec import CONTROL_RATE_HZ, TASK_NAMES
+from policies.dagger import DAggerConfig
 from policies.ppo import PPOConfig
 from toto_robot.backbone import BACKBONES
 
-ALGOS = ("ppo",)
+ALGOS = ("ppo", "dagger")
 OBS = ("pixels", "state")
 READOUTS = ("grid", "mean", "last", "tokens")
 CAMERAS = ("wrist", "third_person")
@@ -45,6 +46,9 @@ class EnvConfig:
     dynamics: str = "fixed"  # of friction, masses and drives
     control_rate_hz: int = int(CONTROL_RATE_HZ)
     fidelity: str = "corrected"  # pixmc: with PixMC's quirks
+    # While training, cut episodes so many steps after their success. None: 30 for algo=dagger (the
+    # rest would be holding still), else never. Evaluation never cuts.
+    steps_after_success: int | None = None
     sim_device: str = "cpu"  # cuda: physics and images by MuJoCo Warp
 
 
@@ -70,6 +74,7 @@ class RLConfig:
     backbone: BackboneConfig = MISSING
     algo: str = "ppo"
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    dagger: DAggerConfig = field(default_factory=DAggerConfig)
     obs: str = "pixels"
     image_size: int = 128  # pixels: frames are image_size x image_size
     total_steps: int | None = None  # environment steps, summed over worlds
@@ -100,6 +105,8 @@ class RLConfig:
             self.eval_episodes = 200 if long else 64
         if self.threads is None and self.obs == "state":
             self.threads = 1
+        if self.algo == "dagger":
+            self._derive_dagger()
         for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):
             _at_least(name, getattr(self, name), 1)
         for name in ("film_episodes", "seed"):
@@ -113,10 +120,22 @@ class RLConfig:
                 f"into ppo.minibatches={self.ppo.minibatches}"
             )
 
+    def _derive_dagger(self) -> None:
+        if self.obs != "pixels":
+            raise ValueError(f"algo=dagger learns from pixels, got obs={self.obs}")
+        if self.env.steps_after_success is None:
+            self.env.steps_after_success = 30
+
     def task_options(self) -> TaskOptions:
-        """Raises ValueError for what does not exist."""
-        own = {k: v for k, v in vars(self.env).items() if k not in ("name", "sim_device")}
+        """Those of evaluation. Raises ValueError for what does not exist."""
+        elsewhere = ("name", "sim_device", "steps_after_success")
+        own = {k: v for k, v in vars(self.env).items() if k not in elsewhere}
         return TaskOptions(obs=self.obs, image_size=self.image_size, **own)  # type: ignore[arg-type]
+
+    def training_options(self) -> TaskOptions:
+        """Those of training: what an expert may see, episodes cut short."""
+        cut = self.env.steps_after_success
+        return replace(self.task_options(), oracle=self.algo == "dagger", steps_after_success=cut)
 
 
 GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES)}

@@ -88,21 +88,23 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     last, best = folder / "checkpoints/last", folder / "checkpoints/best"
     progress = load_progress(last) if config.resume else {"steps": 0, "best": [-1.0, -1e30]}
 
-    task = make_task(config, config.seed + progress["steps"], config.num_envs or 1)
-    learner = make_learner(config, task, backbone)
+    task = make_task(config, config.seed + progress["steps"], config.num_envs or 1, training=True)
+    policy_spec = describe_policy(config, task, backbone)
+    learner = make_learner(config, folder, task, backbone, policy_spec)
     if config.resume:
         load_checkpoint(last, learner, backbone)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
     write_environment(folder / "env.txt", gl_renderer=gl_renderer)
 
-    policy_spec = describe_policy(config, task, backbone)
     finished = learn(config, folder, learner, policy_spec, progress, stamp)
     task.close()
     title = f"{config.env.name}, {backbone.name if backbone else 'state'}, seed {config.seed}"
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
     if finished:
-        evaluate_best(config, folder, best if best.exists() else last, backbone, stamp)
+        # DAgger's rate falls to 0 and its window of episodes lags behind: the last is the best.
+        chosen = best if config.algo == "ppo" and best.exists() else last
+        evaluate_best(config, folder, chosen, backbone, stamp)
     else:
         print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
         print(f"  python -m toto_robot.rl resume={folder}")

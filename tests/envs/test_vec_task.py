@@ -133,6 +133,20 @@ def test_time_limit_keeps_the_terminal_observation(make):
     assert task.progress_buf.tolist() == [1, 0]
 
 
+def test_an_episode_can_be_cut_soon_after_success(make):
+    task = make(2, steps_after_success=3)
+    task.reset()
+    cube, ends = task.engine._qpos, []
+    for step in range(15):
+        cube[0, 9:12] = (0.2, 0.0, 0.8)
+        task.engine._qvel[0, 9:] = 0
+        _, _, reset, extras = task.step(torch.zeros(2, 9))
+        if reset.any():
+            ends.append((step, reset.tolist(), extras["time_outs"].tolist()))
+            assert extras["successes"].tolist() == [1, 0]
+    assert ends == [(12, [1, 0], [True, False])]  # success at the tenth step, then three more
+
+
 def test_success_is_ten_steps_in_a_row_and_latched(make):
     task = make(1)
     task.reset()

@@ -26,10 +26,11 @@ class FakeTask:
         seed: int = 0,
         image_size: int = 16,
         max_episode_length: int = 10,
+        oracle: bool = False,
         **_: Any,
     ):
         self.num_envs, self.obs_kind, self.image_size = num_envs, obs, image_size
-        self.max_episode_length = max_episode_length
+        self.max_episode_length, self._oracle = max_episode_length, oracle
         self.device = "cpu"
         self.action_space = spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -49,9 +50,10 @@ class FakeTask:
         states = torch.zeros(len(worlds), self.num_states)
         states[:, :2] = self.position[worlds]
         states[:, 2] = self.progress_buf[worlds] / self.max_episode_length
-        if self.obs_kind == "pixels":
-            return {"obs": self._draw(worlds), "states": states}
-        return {"obs": torch.cat([states, states[:, :16]], dim=1), "states": states}
+        oracle = torch.cat([states, states[:, :16]], dim=1)
+        more = {"oracle": oracle} if self._oracle else {}
+        obs = self._draw(worlds) if self.obs_kind == "pixels" else oracle
+        return {"obs": obs, "states": states, **more}
 
     def _draw(self, worlds: Tensor) -> Tensor:
         size = self.image_size
