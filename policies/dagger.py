@@ -128,7 +128,7 @@ class DAgger:
         for _ in range(max(1, round(config.replays * new_frames / config.batch_size))):
             seen, wanted = self._labels.sample(config.batch_size, self._rng)
             batch: Any = obs_as_tensor(seen, self.policy.device)
-            mean = self.policy.get_distribution(batch).distribution.mean
+            mean = self.policy.get_distribution(batch).mode()
             loss = (mean - torch.from_numpy(wanted).to(mean.device)).square().mean()
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -28,9 +28,12 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def fake_envs(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(task: str, num_envs: int, seed: int, obs: str, image_size: int, **_: Any) -> Any:
+    def make(task: str, num_envs: int, seed: int, obs: str, image_size: int, **more: Any) -> Any:
         assert task == "franka_pick"
-        return doubles.FakeTask(num_envs, obs, seed, image_size, max_episode_length=12)
+        oracle = more["oracle"]
+        return doubles.FakeTask(
+            num_envs, obs, seed, image_size, max_episode_length=12, oracle=oracle
+        )
 
     monkeypatch.setattr(envs, "make", make)
 
@@ -171,3 +174,21 @@ def test_a_folder_with_a_run_is_not_overwritten(
     (tmp_path / "metrics.jsonl").touch()
     assert command(monkeypatch, "obs=state", f"hydra.run.dir={tmp_path}") == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_dagger_learns_from_a_policy_folder_and_resumes(
+    doubles: ModuleType, tmp_path: Path
+) -> None:
+    rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path / "expert", None)
+    words = ["algo=dagger", f"dagger.expert={tmp_path}/expert/checkpoints/last"]
+    backbone, run = doubles.FakeBackbone(), tmp_path / "student"
+    rl.train(small(*words, "total_steps=128"), run, backbone)
+    rl.train(small(*words, "total_steps=256", f"resume={run}"), run, backbone)
+    assert [r["steps"] for r in read_metrics(run / "metrics.jsonl")] == [64, 128, 192, 256]
+    assert json.loads((run / "eval.json").read_text())["episodes"] == 6
+    assert load_policy(run / "checkpoints/last", backbone).spec.algo == "dagger"
+
+
+def test_dagger_from_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="learns from pixels, got obs=state"):
+        small("algo=dagger", "obs=state")
