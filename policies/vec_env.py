@@ -27,6 +27,7 @@ class Task(Protocol):
     num_states: int
     num_actions: int
     max_episode_length: int
+    progress_buf: Tensor  # control steps since the start of the episode, long [N]
     device: Any
 
     @property
@@ -87,6 +88,7 @@ class TaskVecEnv(VecEnv):
         self.env_steps = 0
         self._started_s = time.monotonic()
         self._actions = np.zeros((task.num_envs, task.num_actions), np.float32)
+        self._cut = np.zeros(task.num_envs, bool)  # worlds whose episode began part-way
         super().__init__(task.num_envs, observer.space, task.action_space)
 
     @property
@@ -95,7 +97,16 @@ class TaskVecEnv(VecEnv):
         return getattr(self.observer, "encodes", 0) / max(self.env_steps, 1)
 
     def reset(self) -> Any:
+        self._cut[:] = False
         return self.observer(self.task.reset())
+
+    def scatter_phases(self) -> None:
+        """Call after `reset`: each world's episode goes on from a random point of the time limit
+        (drawn from torch's random numbers). What it reaches in the rest of the time is not counted:
+        its `infos` have neither `episode` nor `is_success`."""
+        clock = self.task.progress_buf
+        clock.copy_(torch.randint(self.task.max_episode_length, (self.num_envs,)))
+        self._cut[:] = True
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -134,6 +145,11 @@ class TaskVecEnv(VecEnv):
             infos[world] = {
                 "terminal_observation": _rows(terminal, row),
                 "TimeLimit.truncated": bool(time_outs[world]) and self.time_limit_bootstrap,
+            }
+            if self._cut[world]:
+                self._cut[world] = False
+                continue
+            infos[world] |= {
                 "episode": {
                     "r": float(returns[world]),
                     "l": int(lengths[world]),
