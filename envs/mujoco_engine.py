@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from envs.physics import VISUAL_FIELDS, Renderer, VisualFields
+from envs.physics import VISUAL_FIELDS, Renderer, VisualFields, check_moved
 from envs.rendering import make_renderer
 
 _AT_NEW_STATE = int(mujoco.mjtStage.mjSTAGE_VEL)  # else derived fields lag one substep
@@ -96,6 +96,8 @@ class MujocoEngine:
             self._stale[:] = False
 
     def set_field(self, name: str, ids: Int[Tensor, " K"], values: Tensor) -> None:
+        if name == "geom_pos":
+            check_moved(self.model, values)
         if name in VISUAL_FIELDS:
             if name not in self.visual_fields:
                 nominal = getattr(self.model, name)[None]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from envs import spec
+from envs.levels import visual_level
 
 ObsKind = Literal["state", "pixels", "proprioception"]
 RewardKind = Literal["dense", "sparse"]
@@ -26,7 +27,9 @@ class TaskOptions:
         camera: what `pixels` shows: `wrist` (PixMC), `third_person`, or several names, which gives
             images [N, number of cameras, H, W, 3] in that order.
         reward: `dense` is PixMC's shaped reward, `sparse` 1 wherever the goal condition holds.
-        visuals, dynamics: randomisation level, drawn anew for each episode (`envs.randomisation`).
+        visuals: randomisation level (`fixed`, `mild`, `strong`) or visual shifts (`light`, `colour`,
+            `camera`, `distractors`, several joined by `+`, `all`), drawn anew for each episode.
+        dynamics: randomisation level, likewise (`envs.levels`).
         control_rate_hz: joint speeds, episode seconds and the success time stay those of 60 Hz.
         episode_length: control steps; 8.33 s by default.
         steps_after_success: end an episode so many control steps after its success, as by the time
@@ -44,7 +47,7 @@ class TaskOptions:
     image_size: int | Sequence[int] = 128
     camera: str | Sequence[str] = "wrist"
     reward: RewardKind = "dense"
-    visuals: Level = "fixed"
+    visuals: str = "fixed"
     dynamics: Level = "fixed"
     control_rate_hz: int = int(spec.CONTROL_RATE_HZ)
     episode_length: int | None = None
@@ -60,7 +63,7 @@ class TaskOptions:
     def __post_init__(self) -> None:
         _check("obs", self.obs, get_args(ObsKind))
         _check("reward", self.reward, get_args(RewardKind))
-        _check("visuals", self.visuals, get_args(Level))
+        visual_level(self.visuals)  # raises ValueError
         _check("dynamics", self.dynamics, get_args(Level))
         _check("fidelity", self.fidelity, get_args(Fidelity))
         _check("engine", self.engine, (None, *get_args(Engine)))

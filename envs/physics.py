@@ -106,11 +106,22 @@ def check_camera(model: Any, name: str) -> int:
     return cameras.index(name)
 
 
-# Fields that only change how a world looks: no physics engine has to hear of them.
+# Fields that only change how a world looks: no physics engine has to hear of them. `geom_pos` is one
+# for the shapes that nothing touches (`check_moved`).
 VISUAL_FIELDS = frozenset(
-    "geom_rgba mat_rgba mat_texid mat_texrepeat geom_matid light_pos light_dir light_diffuse "
+    "geom_pos geom_rgba mat_rgba mat_texid mat_texrepeat geom_matid light_pos light_dir light_diffuse "
     "light_ambient light_specular cam_pos cam_quat cam_fovy".split()
 )
+
+
+def check_moved(model: Any, geom_pos: Tensor) -> None:
+    """Raises ValueError if values [K, ngeom, 3] would move a shape that can touch another: it would
+    be seen in one place and felt in another."""
+    moved = (geom_pos.cpu().numpy() != model.geom_pos).any(axis=(0, 2))
+    solid = np.flatnonzero(moved & ((model.geom_contype | model.geom_conaffinity) > 0))
+    if len(solid):
+        names = [model.geom(i).name or f"geom {i}" for i in solid]
+        raise ValueError(f"geom_pos may move shapes without contacts only, not {names}")
 
 
 def check_device(label: str, device: str) -> None:
@@ -124,16 +135,21 @@ def check_device(label: str, device: str) -> None:
         )
 
 
-def uniform_draws(seed: int, worlds: Tensor, episodes: Tensor, count: int) -> Float[Tensor, "K n"]:
+def uniform_draws(
+    seed: int | Tensor, worlds: Tensor, episodes: Tensor, count: int
+) -> Float[Tensor, "K n"]:
     """Uniform [0, 1) numbers that depend on (seed, world, episode) alone.
 
     Stateless, so a world's resets do not depend on its neighbours or on the number of worlds
-    (counter-based Philox, Salmon et al. 2011).
+    (counter-based Philox, Salmon et al. 2011). `seed`: one for all, or [K].
     """
+    seeds = torch.as_tensor(seed).expand(len(worlds))
     rows = [
         np.random.Generator(np.random.Philox(key=[seed, world], counter=[0, 0, 0, episode])).random(
             count
         )
-        for world, episode in zip(worlds.tolist(), episodes.tolist(), strict=True)
+        for seed, world, episode in zip(
+            seeds.tolist(), worlds.tolist(), episodes.tolist(), strict=True
+        )
     ]
     return torch.from_numpy(np.array(rows).reshape(-1, count)).float()

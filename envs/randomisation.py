@@ -5,10 +5,8 @@ OpenAI et al. 2018 (arXiv 1808.00177); the ranges are ours. Draws depend on (see
 alone, so a world's episodes are the same whatever its neighbours and their number are.
 """
 
-import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -16,63 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from envs import distractors
+from envs.levels import DynamicsLevel, Range, VisualLevel, dynamics_level, visual_level
 from envs.physics import Physics
 
-Range = tuple[float, float]
 Fields = dict[str, np.ndarray]  # model field -> its values in K worlds
-_LEVEL = TypeVar("_LEVEL")
 
-
-@dataclass(frozen=True, kw_only=True)
-class VisualLevel:
-    """Ranges are uniform, deviations normal and cut at twice their value."""
-
-    colour: Range  # factor on each body's colour, per channel
-    new_colours: float  # probability for each surface; above 0 floor, cube and props always
-    textures: float  # probability of another texture on the floor, and on table or cabinet
-    light: Range  # factor on brightness
-    ambient: Range  # light from everywhere, added
-    light_turn: float  # deviation added to the light's direction, a unit vector
-    wrist_camera_m: float  # deviation of the place of a camera on the robot
-    room_camera_m: float  # and of one in the room
-    camera_rad: float  # and of their directions
-    fovy_deg: float  # and of their opening
-    orbit: bool = False  # the third-person camera anywhere on a hemisphere
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicsLevel:
-    """Log-uniform factors."""
-
-    friction: Range  # one of all contacts
-    mass: Range  # of each loose body, and of its inertia
-    stiffness: Range  # of each drive
-    damping: Range  # of each drive
-    joint_damping: Range  # one of all passive joint damping
-
-
-_STRONG = VisualLevel(
-    colour=(0.8, 1.1), new_colours=0.4, textures=0.6,
-    light=(0.3, 1.2), ambient=(0.0, 0.05), light_turn=0.3,
-    wrist_camera_m=0.004, room_camera_m=0.08, camera_rad=0.04, fovy_deg=2.0,
-)  # fmt: skip
-VISUAL_LEVELS = {
-    "mild": VisualLevel(
-        colour=(0.95, 1.05), new_colours=0.0, textures=0.0,
-        light=(0.7, 1.2), ambient=(0.0, 0.05), light_turn=0.1,
-        wrist_camera_m=0.002, room_camera_m=0.02, camera_rad=0.01, fovy_deg=0.5,
-    ),
-    "strong": _STRONG,
-    "film": replace(  # of pre-training films
-        _STRONG, textures=0.0, light=(0.3, 1.6), ambient=(0.0, 0.0), orbit=True
-    ),
-}  # fmt: skip
-DYNAMICS_LEVELS = {
-    "mild": DynamicsLevel(friction=(0.8, 1.25), mass=(0.8, 1.25), stiffness=(0.9, 1.1),
-                          damping=(0.9, 1.1), joint_damping=(0.8, 1.25)),
-    "strong": DynamicsLevel(friction=(0.5, 2.0), mass=(0.5, 2.0), stiffness=(0.75, 1.33),
-                            damping=(0.75, 1.33), joint_damping=(0.5, 2.0)),
-}  # fmt: skip
 
 MIN_CONTRAST = 0.4  # distance in RGB between what is to be picked and the table
 _CANDIDATES = 12  # colours that a loose body takes the first of with that contrast
@@ -114,7 +61,8 @@ class Randomiser:
 
     Args:
         engine: worlds of a scene; `strong` textures need `add_textures` before it is compiled.
-        visuals, dynamics: a level's name, or `fixed` for none.
+        visuals: a level's name or shifts joined by `+` (`envs.levels`), or `fixed` for none.
+        dynamics: a level's name, or `fixed` for none.
         seed: 0 or greater.
 
     Raises:
@@ -123,51 +71,51 @@ class Randomiser:
 
     def __init__(self, engine: Physics, visuals: str, dynamics: str, seed: int):
         self._engine, self._seed = engine, seed
-        visual_level = _level("visuals", visuals, VISUAL_LEVELS)
-        dynamics_level = _level("dynamics", dynamics, DYNAMICS_LEVELS)
+        looks, physics = visual_level(visuals), dynamics_level(dynamics)
         # A drawer's stream is word 2 of its counter; that of the resets is 0.
         self._drawers: dict[int, _Looks | _Dynamics] = {}
-        if visual_level is not None:
-            self._drawers[1] = _Looks(engine.model, visual_level)
-        if dynamics_level is not None:
-            self._drawers[2] = _Dynamics(engine.model, dynamics_level)
+        if looks is not None:
+            self._drawers[1] = _Looks(engine.model, looks)
+        if physics is not None:
+            self._drawers[2] = _Dynamics(engine.model, physics)
 
     def reseed(self, seed: int) -> None:
         """Draw from now on what a new object with this seed would."""
         self._seed = seed
 
-    def apply(self, ids: Int[Tensor, " K"], episodes: Int[Tensor, " K"]) -> None:
-        """Draw for worlds `ids`, which begin these episodes."""
+    def apply(
+        self,
+        ids: Int[Tensor, " K"],
+        episodes: Int[Tensor, " K"],
+        worlds: Int[Tensor, " K"] | None = None,
+        seeds: Int[Tensor, " K"] | None = None,
+    ) -> None:
+        """Draw for worlds `ids`, which begin these episodes: their own, or those of other worlds
+        and seeds."""
         if not len(ids):
             return
+        seeds = torch.full_like(ids, self._seed) if seeds is None else seeds
+        worlds = ids if worlds is None else worlds
+        names = list(zip(seeds.tolist(), worlds.tolist(), episodes.tolist(), strict=True))
         for stream, drawer in self._drawers.items():
-            draws = _Draws(self._seed, stream, ids.tolist(), episodes.tolist())
+            draws = Draws(stream, names)
             for name, values in drawer(draws).items():
                 tensor = torch.from_numpy(values).to(self._engine.device)
                 self._engine.set_field(name, ids, tensor)
 
 
-def _level(kind: str, name: str, levels: dict[str, _LEVEL]) -> _LEVEL | None:
-    if name == "fixed":
-        return None
-    if name not in levels:
-        near = difflib.get_close_matches(name, ["fixed", *levels], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown level {kind}={name!r}{hint} Levels: {['fixed', *levels]}")
-    return levels[name]
-
-
-class _Draws:
+class Draws:
     """Random numbers [K, ...] for K worlds, each from its own counter-based generator."""
 
-    def __init__(self, seed: int, stream: int, worlds: list[int], episodes: list[int]):
+    def __init__(self, stream: int, names: list[tuple[int, int, int]]):
+        """`names`: seed, world, episode."""
         self._generators = [
             np.random.Generator(
                 np.random.Philox(key=[seed, world], counter=[0, 0, stream, episode])
             )
-            for world, episode in zip(worlds, episodes, strict=True)
+            for seed, world, episode in names
         ]
-        self.count = len(worlds)
+        self.count = len(names)
 
     def uniform(self, span: Range, *shape: int) -> Float[np.ndarray, "K ..."]:
         low, high = span
@@ -248,22 +196,27 @@ class _Looks:
             found += own[(self._rgba[own] == self._rgba[largest]).all(1)].tolist()
         return np.array(found, int)
 
-    def __call__(self, draws: _Draws) -> Fields:
+    def __call__(self, draws: Draws) -> Fields:
         level, fields = self._level, self._lights(draws) | self._cameras(draws)
         fields["geom_rgba"] = rgba = self._tinted(draws)
         if level.new_colours:
             self._recolour(rgba, draws)
         if level.textures and self._materials["floor"]:
             fields["geom_matid"] = self._retexture(rgba, draws)
+        if level.distractors:
+            fields["geom_pos"] = distractors.place(self._model, draws)
+            rgba[:, distractors.geoms(self._model), :3] = draws.hsv(
+                (0.3, 1.0), (0.3, 1.0), level.distractors
+            )
         return fields
 
-    def _tinted(self, draws: _Draws) -> Float[np.ndarray, "K ngeom 4"]:
+    def _tinted(self, draws: Draws) -> Float[np.ndarray, "K ngeom 4"]:
         rgba = _repeated(self._rgba, draws.count)
         tint = draws.uniform(self._level.colour, self._model.nbody + 1, 3)
         rgba[..., :3] = (rgba[..., :3] * tint[:, self._tinted_with]).clip(0, 1)
         return rgba
 
-    def _recolour(self, rgba: np.ndarray, draws: _Draws) -> None:
+    def _recolour(self, rgba: np.ndarray, draws: Draws) -> None:
         for geoms in self._surfaces:
             chosen = draws.chance(self._level.new_colours)
             colour = draws.hsv((0.0, 0.4), (0.5, 1.0))
@@ -287,7 +240,7 @@ class _Looks:
         enough = np.minimum(np.minimum(*distances), MIN_CONTRAST)
         return candidates[np.arange(len(rgba)), enough.argmax(axis=1)]
 
-    def _retexture(self, rgba: np.ndarray, draws: _Draws) -> Int[np.ndarray, "K ngeom"]:
+    def _retexture(self, rgba: np.ndarray, draws: Draws) -> Int[np.ndarray, "K ngeom"]:
         matid = _repeated(self._model.geom_matid, draws.count)
         for part, geoms in (("floor", self._floor), *(("surface", g) for g in self._surfaces[:1])):
             chosen = draws.chance(self._level.textures)
@@ -297,7 +250,7 @@ class _Looks:
                 rgba[worlds, geoms, :3] = draws.uniform((0.25, 0.8), 3)[chosen, None]
         return matid
 
-    def _lights(self, draws: _Draws) -> Fields:
+    def _lights(self, draws: Draws) -> Fields:
         model, level = self._model, self._level
         direction = model.light_dir + draws.normal(level.light_turn, model.nlight, 3)
         return {
@@ -306,7 +259,7 @@ class _Looks:
             "light_dir": direction / np.linalg.norm(direction, axis=-1, keepdims=True),
         }
 
-    def _cameras(self, draws: _Draws) -> Fields:
+    def _cameras(self, draws: Draws) -> Fields:
         model, level = self._model, self._level
         in_room = model.cam_bodyid == 0
         reach_m = np.where(in_room, level.room_camera_m, level.wrist_camera_m)[:, None]
@@ -319,7 +272,7 @@ class _Looks:
             self._orbit(fields, draws)
         return fields
 
-    def _orbit(self, fields: Fields, draws: _Draws) -> None:
+    def _orbit(self, fields: Fields, draws: Draws) -> None:
         """Put the third-person camera anywhere on a hemisphere, looking at the workspace."""
         third = self._model.camera("third_person").id
         azimuth, elevation = draws.uniform((-np.pi, np.pi)), draws.uniform((0.2, 1.2))
@@ -358,7 +311,7 @@ class _Dynamics:
         self._model, self._level = model, level
         self._loose = _loose_bodies(model)
 
-    def __call__(self, draws: _Draws) -> Fields:
+    def __call__(self, draws: Draws) -> Fields:
         model, level = self._model, self._level
         heavier = np.ones((draws.count, model.nbody))
         heavier[:, self._loose] = draws.factor(level.mass, len(self._loose))

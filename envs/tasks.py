@@ -7,6 +7,8 @@ from typing import Any
 
 from envs import randomisation, spec
 from envs.cabinet import FRANKA_CABINET, KUKA_CABINET
+from envs.distractors import add_distractors
+from envs.levels import visual_level
 from envs.options import TaskOptions
 from envs.physics import Physics, check_device
 from envs.pick import FRANKA_PICK, KUKA_PICK
@@ -52,8 +54,9 @@ def build(
         from envs.menagerie import dress
 
         dress(scene, task.robot.name)
-    if options.visuals != "fixed":
+    if (looks := visual_level(options.visuals)) is not None:
         randomisation.add_textures(scene)
+        add_distractors(scene, looks.distractors)
     engine = build_engine(scene, num_envs, sim_device, options)
     randomiser = None
     if (options.visuals, options.dynamics) != ("fixed", "fixed"):

@@ -12,6 +12,8 @@ the vectors describe. `fidelity="pixmc"` keeps what PixMC does instead, one line
 Not kept: PhysX, and observations that its GPU pipeline leaves partly stale right after a reset.
 """
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -99,7 +101,10 @@ class VecTask:
         self.randomize_buf = zeros(torch.long)  # episodes since the last randomisation: always 0
         self._streak, self._success = zeros(torch.long), zeros(torch.bool)
         self._since_success = zeros(torch.long)
-        self._episode = zeros(torch.long) - 1
+        # What each world plays, as (seed, world, episode); see `line_up`.
+        self.names = torch.zeros(self.num_envs, 3, dtype=torch.long, device=self.device)
+        self._waiting: deque[tuple[int, int]] = deque()
+        self.reseed(self.seed)
         self.extras: dict[str, Any] = {}
         self.obs_dict: ObsDict = {}
         self.bad_worlds = 0  # worlds whose physics diverged and that were reset, since the start
@@ -125,9 +130,26 @@ class VecTask:
     def reseed(self, seed: int) -> None:
         """Make the next `reset` draw what a freshly built task with this seed would."""
         self.seed = seed
-        self._episode.fill_(-1)
-        if self._randomiser is not None:
-            self._randomiser.reseed(seed)
+        self.names[:, 0], self.names[:, 2] = seed, -1
+        self.names[:, 1] = torch.arange(self.num_envs)
+        self._waiting.clear()
+
+    def line_up(self, episodes: Iterable[tuple[int, int]]) -> None:
+        """Let the next `reset`, and what follows it, play these episodes in this order.
+
+        Each is named by (seed, world) and is the first one that this world would play in a task
+        with that seed, whichever world plays it here: so an episode can be seen again alone. A
+        world that ends takes the next in the line; when none is left worlds go on with their own.
+        """
+        self.reseed(self.seed)
+        self._waiting.extend(episodes)
+
+    def _begin(self, ids: Int[Tensor, " K"]) -> Int[Tensor, "K 3"]:
+        """Names of the episodes that worlds `ids` begin."""
+        self.names[ids, 2] += 1
+        for world in ids.tolist()[: len(self._waiting)]:
+            self.names[world] = torch.tensor([*self._waiting.popleft(), 0])
+        return self.names[ids]
 
     def reset_idx(self, env_ids: Int[Tensor, " K"]) -> None:
         """Start a new episode in worlds `env_ids`; the others are untouched.
@@ -135,11 +157,10 @@ class VecTask:
         Their first observation comes with the next `step`, `reset_done` or `reset`.
         """
         ids = torch.as_tensor(env_ids, device=self.device)
-        self._episode[ids] += 1
-        episodes = self._episode[ids]
+        seeds, worlds, episodes = self._begin(ids).T
         if self._randomiser is not None:
-            self._randomiser.apply(ids, episodes)
-        draws = uniform_draws(self.seed, ids, episodes, self.task.num_reset_draws)
+            self._randomiser.apply(ids, episodes, worlds, seeds)
+        draws = uniform_draws(seeds, worlds, episodes, self.task.num_reset_draws)
         qpos, mocap_pos = self.task.sample_reset(draws.to(self.device))
         self.engine.reset(ids, qpos, mocap_pos)
         self.targets[ids] = qpos[:, : self.num_actions]
@@ -167,7 +188,9 @@ class VecTask:
             (obs dict, reward, reset flags, extras). Where a reset flag is 1 the observation is the
             first of the next episode and extras hold the ended one: `terminal_ids` [K],
             `terminal_obs` (obs dict of those K worlds); and, over all worlds, `time_outs`,
-            `successes`, `episode_return`, `episode_length`.
+            `successes`, `successes_at_end` (the goal condition holds now, and has for as long as success
+            takes), `success_step` (control step of the success, 0 before it), `episode_return`,
+            `episode_length`.
 
         Raises:
             ValueError: wrong shape or a value that is not finite.
@@ -230,6 +253,8 @@ class VecTask:
         per_world = {
             "time_outs": self.timeout_buf.bool(),
             "successes": successes,
+            "successes_at_end": (self._streak >= self._streak_needed).float(),
+            "success_step": (self.progress_buf - self._since_success + 1) * self._success,
             "episode_return": self._return.clone(),
             "episode_length": self.progress_buf.clone(),
             "terminal_ids": ended,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from envs.physics import VISUAL_FIELDS, check_camera
+from envs.physics import VISUAL_FIELDS, check_camera, check_moved
 from envs.warp_rendering import Graph, Painter, WorldModel, announce_compilation, mjw, settle, wp
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,8 @@ class WarpEngine:
         return {name: value.clone() for name, value in fields.items()}
 
     def set_field(self, name: str, ids: Int[Tensor, " K"], values: Tensor) -> None:
+        if name == "geom_pos":
+            check_moved(self.model, values)
         if name in VISUAL_FIELDS:
             if name not in self._visual_fields:
                 nominal = torch.from_numpy(getattr(self.model, name)).to(self.device)
