@@ -42,7 +42,9 @@ class EnvConfig:
     name: str = "franka_pick"
     camera: str = "wrist"  # the one that the policy sees
     reward: str = "dense"
-    visuals: str = "fixed"  # randomisation of looks and cameras: fixed, mild, strong
+    visuals: str = (
+        "fixed"  # of looks and cameras: fixed, mild, strong; or a shift: light, colour, …
+    )
     dynamics: str = "fixed"  # of friction, masses and drives
     control_rate_hz: int = int(CONTROL_RATE_HZ)
     fidelity: str = "corrected"  # pixmc: with PixMC's quirks

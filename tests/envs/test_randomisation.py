@@ -135,7 +135,9 @@ def test_unknown_level_names_the_nearest(model):
     engine: Any = Recorder(model)
     with pytest.raises(ValueError, match="dynamics='stong'; did you mean 'strong'"):
         Randomiser(engine, "fixed", "stong", 0)
-    with pytest.raises(ValueError, match="visuals='wild'; did you mean 'mild'. Levels: .'fixed', 'mild', 'strong'"):
+    with pytest.raises(
+        ValueError, match="visuals='wild'; did you mean 'mild'. Levels: .'fixed', 'mild', 'strong'"
+    ):
         envs.make("FrankaPick", 1, visuals="wild")
 
 

@@ -284,3 +284,46 @@ def test_gymnasium_vector_env_reports_the_final_observation(task):
     assert info["_final_obs"].tolist() == [True, False, False]
     assert not np.array_equal(info["final_obs"][0], obs[0])
     env.close()
+
+
+def test_a_lined_up_episode_is_the_one_of_that_seed_and_world(make):
+    """Whichever world plays it, and whatever its neighbours are."""
+    first = make(5, seed=7).reset()["obs"][3]
+    task = make(2, seed=0, dynamics="fixed", episode_length=2)
+    task.line_up([(9, 1), (7, 3), (7, 3)])
+    obs = task.reset()["obs"]
+    assert task.names.tolist() == [[9, 1, 0], [7, 3, 0]]
+    assert torch.equal(obs[1], first) and not torch.equal(obs[0], first)
+    task.step(task.zero_actions())
+    obs = task.step(task.zero_actions())[0]["obs"]
+    assert task.names.tolist() == [[7, 3, 0], [7, 3, 1]]  # the last in the line, then its own next
+    assert torch.equal(obs[0], first) and not torch.equal(obs[1], first)
+
+
+def test_looks_and_dynamics_follow_the_name_of_an_episode(make):
+    def friction(task) -> torch.Tensor:
+        task.reset()
+        return torch.from_numpy(task.engine._batch.expand("geom_friction").copy())
+
+    among = friction(make(4, seed=7, dynamics="strong"))
+    alone = make(1, seed=0, dynamics="strong")
+    alone.line_up([(7, 3)])
+    assert torch.equal(friction(alone)[0], among[3])
+    assert not torch.equal(among[3], among[2])
+
+
+def test_extras_say_when_success_came_and_whether_it_holds(make):
+    task = make(1, episode_length=40)
+    task.reset()
+    holds = torch.zeros(1, dtype=torch.bool)
+    task.task = type(task.task)(**{**vars(task.task)})
+    goals = [5 <= step < 25 for step in range(1, 41)]
+    object.__setattr__(task.task, "at_goal", lambda s: holds)
+    seen = []
+    for goal in goals:
+        holds[0] = goal
+        extras = task.step(task.zero_actions())[3]
+        seen.append((int(extras["success_step"]), float(extras["successes_at_end"])))
+    assert seen[12] == (0, 0.0)  # nine steps at the goal
+    assert seen[13] == (14, 1.0) and seen[23] == (14, 1.0)
+    assert seen[24] == (14, 0.0) and seen[39] == (14, 0.0)  # latched, but lost
