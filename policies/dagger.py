@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor
 
 from policies.labels import LabelledFrames
 from policies.learner import SUCCESS_WINDOW, Summary
@@ -27,10 +28,11 @@ from policies.vec_env import Observer
 
 @dataclass
 class DAggerConfig:
-    """Options of `algo=dagger`; `total_steps` is the number of labelled frames."""
+    """Options of `algo=dagger`."""
 
     expert: str = "teacher"  # the packaged one; "scripted"; or a policy folder
-    num_steps: int = 16  # per world, between two updates
+    num_steps: int = 16  # labelled frames per world, between two updates
+    action_repeat: int = 2  # control steps per labelled frame, in training alone (see `DAgger`)
     expert_share: float = 0.3  # part of the run over which the expert's episodes become none
     replays: float = 8.0  # gradient samples per new frame
     batch_size: int = 512
@@ -39,7 +41,7 @@ class DAggerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "replays", "batch_size", "learning_rate"):
+        for name in ("num_steps", "action_repeat", "replays", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"dagger.{name}={getattr(self, name)}: expected more than 0")
         if not 0 <= self.expert_share <= 1:
@@ -49,7 +51,9 @@ class DAggerConfig:
 class DAgger:
     """Learns `policy` (its mean action) from `expert` in the worlds of `task` (oracle=True).
 
-    `labels` holds all frames seen so far; a resumed run finds them there.
+    `labels` holds all frames seen so far; a resumed run finds them there. Frames 1/60 s apart are
+    nearly the same and encoding them is what costs, so an action is held for `action_repeat` control
+    steps. Actions are speeds: the policy then acts at every step.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class DAgger:
         return max(0.0, 1 - self._progress() / share) if share else 0.0
 
     def iterate(self) -> bool:
-        """`num_steps` steps of all worlds, then `replays` gradient samples per new frame."""
+        """`num_steps` frames of all worlds, then `replays` gradient samples per new frame."""
         self.policy.set_training_mode(False)
         for _ in range(self.config.num_steps):
             self._act()
@@ -109,8 +113,15 @@ class DAgger:
             own = self.policy.get_distribution(batch).get_actions(deterministic=True)
         drives = torch.from_numpy(self._expert_drives)[:, None]
         actions = torch.where(drives, wanted, own.cpu().clamp(-1, 1))
-        self._obs, _, resets, extras = self._task.step(actions.to(self._task.device))
-        self.num_timesteps += self._task.num_envs
+        actions = actions.to(self._task.device)
+        for _ in range(self.config.action_repeat):
+            self._obs, _, resets, extras = self._task.step(actions)
+            self.num_timesteps += self._task.num_envs
+            self._begin_episodes(resets, extras)
+            actions = torch.where(resets.bool()[:, None], 0.0, actions)
+
+    def _begin_episodes(self, resets: Tensor, extras: dict[str, Any]) -> None:
+        """Count the student's episodes that ended, and choose who drives the next ones."""
         for world in resets.nonzero().flatten().tolist():
             if not self._expert_drives[world]:
                 self._returns.append(float(extras["episode_return"][world]))

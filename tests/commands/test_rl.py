@@ -180,7 +180,11 @@ def test_dagger_learns_from_a_policy_folder_and_resumes(
     doubles: ModuleType, tmp_path: Path
 ) -> None:
     rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path / "expert", None)
-    words = ["algo=dagger", f"dagger.expert={tmp_path}/expert/checkpoints/last"]
+    words = [
+        "algo=dagger",
+        "dagger.action_repeat=1",
+        f"dagger.expert={tmp_path}/expert/checkpoints/last",
+    ]
     backbone, run = doubles.FakeBackbone(), tmp_path / "student"
     rl.train(small(*words, "total_steps=128"), run, backbone)
     rl.train(small(*words, "total_steps=256", f"resume={run}"), run, backbone)

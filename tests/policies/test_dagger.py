@@ -1,5 +1,6 @@
 """DAgger on the fake task: it learns the expert, keeps its frames, and goes on after a kill."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from policies.policy import BackboneRecord, Policy, PolicySpec, build_net, save_
 from policies.ppo import PPOConfig
 from policies.teacher import Teacher, load_teacher
 
-CONFIG = DAggerConfig(num_steps=4, batch_size=64, replays=8, learning_rate=3e-3)
+CONFIG = DAggerConfig(num_steps=4, action_repeat=1, batch_size=64, learning_rate=3e-3)
 
 
 class ToTheOrigin:
@@ -75,14 +76,20 @@ def test_each_frame_is_encoded_and_labelled_once(tmp_path: Path) -> None:
     assert dagger.summary().encodes_per_step == 1.0
 
 
+def test_an_action_can_be_held_for_several_steps(tmp_path: Path) -> None:
+    dagger = learn(make(tmp_path, replace(CONFIG, action_repeat=2)), 320)
+    assert dagger.num_timesteps == 320 and len(dagger._labels) == 160
+    assert dagger.summary().encodes_per_step == 0.5
+
+
 def test_only_the_students_own_episodes_count(tmp_path: Path) -> None:
-    always = DAggerConfig(num_steps=4, batch_size=64, expert_share=1.0)
+    always = replace(CONFIG, expert_share=1.0)
     dagger = make(tmp_path, always)
     dagger.start(10**9, lambda: True)
     for _ in range(10):
         dagger.iterate()
     assert dagger.summary().successes == []
-    alone = learn(make(tmp_path / "alone", DAggerConfig(num_steps=4, expert_share=0.0)), 320)
+    alone = learn(make(tmp_path / "alone", replace(CONFIG, expert_share=0.0)), 320)
     assert len(alone.summary().successes) >= 8
 
 
