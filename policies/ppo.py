@@ -11,7 +11,8 @@ own loop over the same losses: no copies through NumPy, a learning rate that may
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class PPOConfig:
     # Each world's first episode starts at a random point of the time limit, so that worlds which
     # live to the limit do not all end in the same step, 500 steps apart.
     random_phase: bool = False
+    # Matrix products of rollout and update in bfloat16 (CPUs with AVX512-BF16 or AMX) or TF32 (GPU).
+    fast_matmul: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -140,6 +143,17 @@ def adapted_learning_rate(learning_rate: float, kl: float, desired_kl: float) ->
     return learning_rate
 
 
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """`torch.set_float32_matmul_precision` for a while."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class PPO(stable_baselines3.PPO):
     """stable-baselines3's PPO, driven one iteration at a time (`start`, then `iterate`)."""
 
@@ -160,10 +174,12 @@ class PPO(stable_baselines3.PPO):
         """One rollout and one update. False if `on_step` asked to stop (no update then)."""
         assert self.env is not None
         buffer = self.rollout_buffer
-        if not self.collect_rollouts(self.env, self._callback, buffer, self.n_steps):
-            return False
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self.train()
+        # Both alike: else the first ratios of an update would differ from 1 by rounding.
+        with matmul_precision("medium" if self.config.fast_matmul else "highest"):
+            if not self.collect_rollouts(self.env, self._callback, buffer, self.n_steps):
+                return False
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self.train()
         return True
 
     def collect_rollouts(

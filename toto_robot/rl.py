@@ -44,6 +44,7 @@ from toto_robot.evaluate import evaluate_best  # noqa: E402
 from toto_robot.runs import (  # noqa: E402
     Metrics,
     StopSignal,
+    keep_freed_memory,
     plot_success,
     read_metrics,
     success_report,
@@ -57,6 +58,7 @@ CHECKPOINT_EVERY_S = 30.0
 
 def main() -> None:
     """Entry point of `python -m toto_robot.rl` and of `toto-rl`."""
+    keep_freed_memory()
     register()
     try:
         sys.argv[1:] = complete_overrides(sys.argv[1:])

@@ -3,6 +3,7 @@
 Every JSON file is written whole or not at all; metrics are appended line by line and flushed.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -148,6 +149,22 @@ def write_environment(path: Path, **more: str) -> None:
     """`env.txt`: one `name: value` a line."""
     facts = {**describe_machine(), **more}
     write_text(path, "".join(f"{name}: {value}\n" for name, value in facts.items()))
+
+
+def keep_freed_memory(megabytes: int = 256) -> None:
+    """Let glibc keep that much freed memory instead of handing it back to the system.
+
+    A minibatch of activations is freed and allocated anew in every step; with the default limits
+    that means page faults each time (measured: PPO's update takes 6 to 14 % less without them).
+    Elsewhere than on Linux with glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 32 << 20)  # the largest allowed
+        mallopt(trim_threshold, megabytes << 20)
 
 
 class StopSignal:

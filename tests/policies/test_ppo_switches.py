@@ -98,3 +98,15 @@ def test_random_phase_spreads_the_ends_and_counts_whole_episodes_only() -> None:
         run(ppo, 32)
     assert together.env.task.progress_buf.unique().numel() == 1  # type: ignore[union-attr]
     assert spread.env.task.progress_buf.unique().numel() > 1  # type: ignore[union-attr]
+
+
+def test_fast_products_are_switched_on_for_an_iteration_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    monkeypatch.setattr(PPO, "train", lambda _: seen.append(torch.get_float32_matmul_precision()))
+    for fast in (False, True):
+        ppo = state_ppo(config=replace(SMALL, fast_matmul=fast))
+        ppo.start(320, lambda: True)
+        ppo.iterate()
+    assert seen == ["highest", "medium"] and torch.get_float32_matmul_precision() == "highest"
