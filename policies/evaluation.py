@@ -1,61 +1,83 @@
-"""Run a policy for a given number of episodes, without favouring short ones."""
+"""Run a policy on named episodes, without favouring short ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from policies.policy import Policy
+
+Name = tuple[int, int]  # seed and world: the first episode of that world in a task so seeded
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode. `episode_length` counts control steps."""
+    """One finished episode of (seed, world). `length` and `success_step` count control steps.
 
+    `success` is PixMC's: reached once, whatever comes after. `at_end`: the goal condition held when
+    the episode ended, and had held for as long as success takes. `success_step` is 0 without success.
+    """
+
+    seed: int
     world: int
     success: bool
+    at_end: bool
+    success_step: int
+    length: int
     episode_return: float
-    episode_length: int
+
+    @property
+    def name(self) -> Name:
+        return self.seed, self.world
 
 
 def evaluate(
     policy: Policy,
     task: Any,
-    episodes: int,
+    episodes: Sequence[Name],
     watch: Callable[[Mapping[int, Episode]], None] | None = None,
     on_episode: Callable[[Episode], object] | None = None,
+    keep_going: Callable[[], bool] = lambda: True,
 ) -> list[Episode]:
-    """Finish `episodes` episodes of `task` (a VecTask) with the deterministic policy.
+    """Play `episodes` to their ends in the worlds of `task` (a VecTask), deterministically.
 
-    Every world contributes its first episodes / num_envs (rounded up for the first worlds): taking
-    whichever episodes finish first would count short ones, often failures, too often.
+    Exactly those that are named count: taking whichever finish first would count short ones, often
+    failures, too often. A world that ends takes the next in the line (`VecTask.line_up`).
     `watch(ended)` is called before every step with the first episode of each world that has
-    ended, `on_episode(episode)` after each counted one. The worlds are reset first, so the task's seed fixes what is seen.
+    ended, `on_episode(episode)` after each counted one. Once `keep_going()` is False the finished
+    ones are returned, which are then no fair sample.
+    Raises ValueError without episodes, or if one is named twice.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: expected at least 1")
+    wanted = set(episodes)
+    if not episodes or len(wanted) < len(episodes):
+        raise ValueError(f"episodes={list(episodes)}: expected at least 1, each once")
+    task.line_up(episodes)
     obs = task.reset()
     policy.reset()
-    worlds = torch.arange(task.num_envs)
-    wanted = episodes // task.num_envs + (worlds < episodes % task.num_envs).long()
     finished: list[Episode] = []
     first: dict[int, Episode] = {}
-    while (wanted > 0).any():
+    while wanted and keep_going():
         if watch is not None:
             watch(first)
+        playing = task.names.tolist()
         obs, _, resets, extras = task.step(policy.act(obs).to(task.device))
         for world in resets.nonzero().flatten().tolist():
-            episode = Episode(
-                world,
-                bool(extras["successes"][world] > 0),
-                float(extras["episode_return"][world]),
-                int(extras["episode_length"][world]),
-            )
+            episode = _ended(playing[world], extras, world)
             first.setdefault(world, episode)
-            if wanted[world] > 0:
-                wanted[world] -= 1
+            if episode.name in wanted and playing[world][2] == 0:
+                wanted.remove(episode.name)
                 finished.append(episode)
                 if on_episode is not None:
                     on_episode(episode)
     return finished
+
+
+def _ended(name: Sequence[int], extras: Mapping[str, Any], world: int) -> Episode:
+    return Episode(
+        seed=name[0],
+        world=name[1],
+        success=bool(extras["successes"][world] > 0),
+        at_end=bool(extras["successes_at_end"][world] > 0),
+        success_step=int(extras["success_step"][world]),
+        length=int(extras["episode_length"][world]),
+        episode_return=float(extras["episode_return"][world]),
+    )

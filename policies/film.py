@@ -1,6 +1,7 @@
-"""Film of evaluation episodes: third-person and wrist camera side by side, one tile per world."""
+"""Film of evaluation episodes: third-person and wrist camera side by side, one tile per world; and a
+contact sheet of stills, for those who do not play films."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from policies.evaluation import Episode
 
 GREEN, RED, WHITE = (40, 170, 60), (200, 50, 40), (255, 255, 255)
 BAR_PX = 18
+STILL_EVERY = 5  # filmed frames between two stills kept for the contact sheet
 
 
 class EpisodeFilm:
@@ -35,8 +37,9 @@ class EpisodeFilm:
         self.worlds = list(range(min(num_worlds, task.num_envs)))
         self._task, self._size_px, self._every, self._stamp = task, size_px, every, stamp
         self._columns = 1 if len(self.worlds) == 1 else 2
-        self._step = 0
+        self._rate_hz, self._step = rate_hz, 0
         self._tiles = [self._blank() for _ in self.worlds]
+        self._stills: list[list[np.ndarray]] = [[] for _ in self.worlds]
         self._closed: set[int] = set()
         self._container = av.open(str(self.path), "w")
         self._stream: Any = self._container.add_stream("libx264", rate=round(rate_hz / every))
@@ -57,7 +60,8 @@ class EpisodeFilm:
         for world in self.worlds:
             if world in ended and world not in self._closed:
                 self._closed.add(world)
-                self._tiles[world] = _outcome(self._tiles[world], ended[world])
+                self._tiles[world] = _outcome(self._tiles[world], ended[world], self._rate_hz)
+                self._stills[world].append(self._tiles[world])
                 self._write()
         running = [w for w in self.worlds if w not in ended]
         if running and self._step % self._every == 0:
@@ -82,7 +86,21 @@ class EpisodeFilm:
         ]
         for row, world in enumerate(running):
             tile = np.concatenate([view[row] for view in views], axis=1)
-            self._tiles[world] = _bar(tile, f"episode {world + 1}", (60, 60, 60))
+            seed, number, _ = self._task.names[world].tolist()
+            text = f"seed {seed}, world {number}: {self._step / self._rate_hz:.1f} s"
+            self._tiles[world] = _bar(tile, text, (60, 60, 60))
+            if self._step % (STILL_EVERY * self._every) == 0:
+                self._stills[world].append(self._tiles[world])
+
+    def contact_sheet(self, path: Path, columns: int = 5) -> None:
+        """PNG: a row for each episode, stills at even times, the last as it ended."""
+        rows = []
+        for stills in self._stills:
+            chosen = np.linspace(0, len(stills) - 1, columns).round().astype(int)
+            rows.append(np.concatenate([stills[i] for i in chosen], axis=1))
+        sheet = np.concatenate(rows, axis=0)
+        sheet = _bar(sheet, self._stamp, RED) if self._stamp else sheet
+        Image.fromarray(sheet).save(str(path))
 
     def _blank(self) -> np.ndarray:
         return np.zeros((self._size_px + BAR_PX, 2 * self._size_px, 3), np.uint8)
@@ -113,11 +131,19 @@ def _bar(picture: np.ndarray, text: str, colour: tuple[int, int, int]) -> np.nda
     return np.concatenate([np.asarray(bar), picture], axis=0)
 
 
-def _outcome(tile: np.ndarray, episode: Episode) -> np.ndarray:
+def _outcome(tile: np.ndarray, episode: Episode, rate_hz: float) -> np.ndarray:
     """The last picture of an episode, framed and named by how it ended."""
     colour = GREEN if episode.success else RED
-    word = "success" if episode.success else "failure"
-    text = f"episode {episode.world + 1}: {word}, return {episode.episode_return:.1f}"
+    word = f"success at {episode.success_step / rate_hz:.1f} s" if episode.success else "failure"
+    text = (
+        f"seed {episode.seed}, world {episode.world}: {word}, return {episode.episode_return:.1f}"
+    )
     picture = tile[BAR_PX:].copy()
     picture[:4] = picture[-4:] = picture[:, :4] = picture[:, -4:] = colour
     return _bar(picture, text, colour)
+
+
+def picture_grid(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
+    """PNG of titled rows of pictures uint8 [H, W, 3]."""
+    named = [_bar(np.concatenate(list(row), axis=1), title, (60, 60, 60)) for title, row in rows]
+    Image.fromarray(np.concatenate(named, axis=0)).save(str(path))

@@ -51,8 +51,8 @@ from toto_robot.runs import (  # noqa: E402
     write_environment,
     write_text,
 )
+from toto_robot.subject import UNTRAINED, chosen_checkpoint  # noqa: E402
 
-UNTRAINED = "untrained backbone"
 CHECKPOINT_EVERY_S = 30.0
 
 
@@ -87,7 +87,7 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     if config.threads:
         torch.set_num_threads(config.threads)
     stamp = UNTRAINED if backbone is not None and backbone.untrained else ""
-    last, best = folder / "checkpoints/last", folder / "checkpoints/best"
+    last = folder / "checkpoints/last"
     progress = load_progress(last) if config.resume else {"steps": 0, "best": [-1.0, -1e30]}
 
     task = make_task(config, config.seed + progress["steps"], config.num_envs or 1, training=True)
@@ -104,8 +104,7 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     title = f"{config.env.name}, {backbone.name if backbone else 'state'}, seed {config.seed}"
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
     if finished:
-        # DAgger's rate falls to 0 and its window of episodes lags behind: the last is the best.
-        chosen = best if config.algo == "ppo" and best.exists() else last
+        chosen = chosen_checkpoint(folder, config.algo)
         evaluate_best(config, folder, chosen, backbone, stamp)
     else:
         print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")

@@ -1,6 +1,7 @@
 """Test doubles: a `VecTask` small enough to check by eye, and a frozen backbone to go with it."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,21 @@ class FakeTask:
         self.progress_buf = torch.zeros(num_envs, dtype=torch.long)
         self.position = torch.zeros(num_envs, 2)
         self._return = torch.zeros(num_envs)
+        self.names = torch.zeros(num_envs, 3, dtype=torch.long)
+        self.names[:, 0], self.names[:, 1], self.names[:, 2] = seed, torch.arange(num_envs), -1
+        self._waiting: list[tuple[int, int]] = []
+
+    def line_up(self, episodes: Sequence[tuple[int, int]]) -> None:
+        self._waiting = list(episodes)
 
     def _reset(self, worlds: Tensor) -> None:
         draw = torch.rand(self.num_envs, 2, generator=self._generator)
+        self.names[worlds, 2] += 1
+        for world in worlds.tolist()[: len(self._waiting)]:
+            seed, number = self._waiting.pop(0)
+            self.names[world] = torch.tensor([seed, number, 0])
+            own = torch.Generator().manual_seed(seed * 1000 + number)
+            draw[world] = torch.rand(2, generator=own)
         self.position[worlds] = draw[worlds] - 0.5
         self.progress_buf[worlds], self._return[worlds] = 0, 0.0
 
@@ -83,6 +96,8 @@ class FakeTask:
         extras = {
             "time_outs": time_outs,
             "successes": (distance < 0.3).float(),
+            "successes_at_end": (distance < 0.3).float(),
+            "success_step": self.progress_buf * (distance < 0.3),
             "terminal_ids": ended,
             "terminal_obs": self._observe(ended) if len(ended) else {},
             "episode_return": self._return.clone(),

@@ -9,7 +9,6 @@ import pytest
 import torch
 from fake_task import FakeBackbone, FakeTask
 
-from policies.evaluation import evaluate
 from policies.feature_vec_env import feature_vec_env
 from policies.policy import BackboneRecord, PolicySpec, load_policy, load_weights, save_policy
 from policies.ppo import PPO, FeatureReadout, PPOConfig, make_ppo
@@ -209,17 +208,3 @@ def test_another_layer_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_without_policy_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no policy in"):
         load_policy(tmp_path)
-
-
-def test_evaluation_gives_every_world_its_share_of_episodes(tmp_path: Path) -> None:
-    """World 0 ends three times as often as the others; it must not count three times."""
-
-    class Uneven(FakeTask):
-        def step(self, actions: torch.Tensor) -> Any:
-            self.progress_buf[0] += 2
-            return super().step(torch.zeros_like(actions))
-
-    ppo = state_ppo()
-    save_policy(tmp_path, ppo.policy, PolicySpec("franka_pick", "state", 34, 18, 9, ppo=SMALL))
-    episodes = evaluate(load_policy(tmp_path), Uneven(4, max_episode_length=9), 10)
-    assert sorted(e.world for e in episodes) == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
