@@ -18,6 +18,7 @@ from policies.policy import BackboneRecord, Policy, PolicySpec, build_net, save_
 from policies.ppo import PPOConfig
 from policies.teacher import Teacher, load_teacher
 
+FRESH = [(5, world) for world in range(40)]
 CONFIG = DAggerConfig(num_steps=4, action_repeat=1, batch_size=64, learning_rate=3e-3)
 
 
@@ -58,9 +59,9 @@ def learn(dagger: DAgger, total: int) -> DAgger:
 
 def test_the_student_does_what_the_expert_does(tmp_path: Path) -> None:
     dagger = make(tmp_path)
-    untrained = evaluate(policy_of(dagger), FakeTask(8, "pixels", seed=5), 40)
+    untrained = evaluate(policy_of(dagger), FakeTask(8, "pixels"), FRESH)
     learn(dagger, 3000)
-    episodes = evaluate(policy_of(dagger), FakeTask(8, "pixels", seed=5), 40)
+    episodes = evaluate(policy_of(dagger), FakeTask(8, "pixels"), FRESH)
     assert np.mean([e.success for e in untrained]) < 0.8
     assert np.mean([e.success for e in episodes]) > 0.95
     assert dagger.summary().numbers["train/imitation_loss"] < 0.02
