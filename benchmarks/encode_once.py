@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 import envs
 from policies.feature_vec_env import feature_space, feature_vec_env
-from policies.ppo import FeatureReadout, PPOConfig, cosine_schedule, make_ppo, policy_kwargs
+from policies.networks import FeatureReadout, policy_kwargs
+from policies.ppo import PPOConfig, cosine_schedule, make_ppo
 from policies.vec_env import PixelObserver, TaskVecEnv
 from toto_robot.backbone import load_backbone
 from toto_robot.runs import describe_machine
@@ -56,7 +57,7 @@ class BackboneInside(BaseFeaturesExtractor):
         proprio = observation_space["proprio"].shape
         assert proprio is not None
         space = feature_space(backbone.feature_shape, proprio[0])
-        self.readout = FeatureReadout(space, num_queries)
+        self.readout = FeatureReadout(space, num_queries=num_queries)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         # stable-baselines3 made the images channels-first floats (not normalised, as asked).

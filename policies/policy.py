@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
 from policies.feature_vec_env import FeatureObserver, feature_space
-from policies.ppo import PPOConfig, policy_kwargs
+from policies.networks import ActorCritic, policy_kwargs
+from policies.ppo_config import PPOConfig
 from policies.vec_env import Observer, StateObserver, TaskObs
 
 FORMAT = 1
@@ -166,8 +167,7 @@ def build_net(spec: PolicySpec) -> ActorCriticPolicy:
     """A fresh network of the kind that `spec` describes."""
     space = spec.observation_space()
     actions = spaces.Box(-1.0, 1.0, (spec.num_actions,), np.float32)
-    kind = MultiInputActorCriticPolicy if isinstance(space, spaces.Dict) else ActorCriticPolicy
-    return kind(space, actions, lambda _: 0.0, **policy_kwargs(space, spec.ppo))  # type: ignore[arg-type]
+    return ActorCritic(space, actions, lambda _: 0.0, **policy_kwargs(space, spec.ppo))
 
 
 def _load_recorded(record: BackboneRecord, device: str) -> Any:

@@ -1,10 +1,7 @@
 """PPO: stable-baselines3's, with the hyper-parameters of MVP (Xiao et al. 2022, `mvp/ppo`).
 
-Where this differs from MVP: minibatches are shuffled (MVP's are consecutive time steps), the
-learning rate moves once per iteration (MVP: per epoch), time-outs bootstrap from the value of the
-terminal observation (MVP: terminal; `time_limit_bootstrap=false` gives MVP's), and the standard
-deviation is exp(log_std) (MVP's code has exp(2 log_std); both start at 1).
-Where it differs from stable-baselines3: advantages are normalised over the whole rollout, as MVP
+Where the defaults differ from MVP, `preset=mvp` does not: see `PRESETS` in `ppo_config.py`.
+Where this differs from stable-baselines3: advantages are normalised over the whole rollout, as MVP
 does, the time-outs of one step are valued in one batch instead of one by one, and the update is our
 own loop over the same losses: no copies through NumPy, a learning rate that may follow the KL.
 """
@@ -13,119 +10,24 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import stable_baselines3
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from policies.learner import SUCCESS_WINDOW, Summary
+from policies.networks import ActorCritic, policy_kwargs
+from policies.ppo_config import ADAPTIVE_LR, PPOConfig
 from policies.vec_env import TaskVecEnv
-from toto_robot.backbone import AttentionPool
-
-LR_SCHEDULES = ("cosine", "adaptive", "constant")
-ADAPTIVE_LR = (1e-5, 1e-2)  # bounds, as in rsl_rl
-
-
-@dataclass
-class PPOConfig:
-    """MVP's hyper-parameters (`mvp/configs/ppo/train/*.yaml` and its code defaults)."""
-
-    num_steps: int = 32  # per world and iteration
-    epochs: int = 10
-    minibatches: int = 4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.1
-    value_coef: float = 2.0
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 1.0
-    learning_rate: float = 1e-3
-    lr_schedule: str = "cosine"  # to 0 over total_steps; adaptive: follows the KL; constant
-    desired_kl: float = 0.01  # of one minibatch, for lr_schedule=adaptive
-    log_std_init: float = 0.0
-    hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
-    num_queries: int = 8  # of the attention read-out
-    time_limit_bootstrap: bool = True
-    # Each world's first episode starts at a random point of the time limit, so that worlds which
-    # live to the limit do not all end in the same step, 500 steps apart.
-    random_phase: bool = False
-    # Matrix products of rollout and update in bfloat16 (CPUs with AVX512-BF16 or AMX) or TF32 (GPU).
-    fast_matmul: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_steps",
-            "epochs",
-            "minibatches",
-            "learning_rate",
-            "num_queries",
-            "desired_kl",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(
-                f"ppo.lr_schedule={self.lr_schedule}: expected one of {', '.join(LR_SCHEDULES)}"
-            )
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected 0 to 1")
-
-
-class FeatureReadout(BaseFeaturesExtractor):
-    """Trainable read-out of frozen features, beside proprioception.
-
-    `features` [B, T, D] -> attention pooling -> 128, or [B, D] -> LayerNorm, linear -> 128;
-    `proprio` [B, P] -> linear -> 128; concatenated [B, 256]. The backbone is not in here.
-    """
-
-    def __init__(self, observation_space: spaces.Dict, num_queries: int = 8):
-        super().__init__(observation_space, features_dim=256)
-        shape = observation_space["features"].shape
-        proprio_shape = observation_space["proprio"].shape
-        assert shape is not None and proprio_shape is not None
-        *tokens, num_features = shape
-        if tokens:
-            self.pool = AttentionPool(
-                num_features, tokens[0], num_queries=num_queries, out_features=128
-            )
-        else:
-            self.pool = nn.Sequential(nn.LayerNorm(num_features), nn.Linear(num_features, 128))
-        self.proprio = nn.Linear(proprio_shape[0], 128)
-
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        features = self.pool(observations["features"])
-        return torch.cat([features, self.proprio(observations["proprio"])], dim=1)
-
-
-def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[str, Any]:
-    """Arguments of stable-baselines3's actor-critic policy for state or feature observations."""
-    kwargs: dict[str, Any] = {
-        "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)},
-        "activation_fn": nn.SELU,
-        "log_std_init": config.log_std_init,
-        # Orthogonal, gain sqrt(2) and 0.01 / 1.0 for the last layers. It reaches the linear layers
-        # of the read-out, not queries or position embeddings (bare parameters).
-        "ortho_init": True,
-        "share_features_extractor": True,
-        "optimizer_kwargs": {"eps": 1e-8, "fused": True},
-    }
-    if isinstance(observation_space, spaces.Dict):
-        kwargs["features_extractor_class"] = FeatureReadout
-        kwargs["features_extractor_kwargs"] = {"num_queries": config.num_queries}
-    return kwargs
 
 
 def cosine_schedule(learning_rate: float) -> Callable[[float], float]:
@@ -238,17 +140,17 @@ class PPO(stable_baselines3.PPO):
         rollout becomes tensors once (not per minibatch and through NumPy), and Adam is fused.
         """
         self.policy.set_training_mode(True)
-        adaptive = self.config.lr_schedule == "adaptive"
-        if not adaptive:
+        if self.config.lr_schedule != "adaptive":
             self._update_learning_rate(self.policy.optimizer)
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
         logs: list[Tensor] = []
-        for _ in range(self.n_epochs):
-            order = torch.from_numpy(np.random.permutation(len(rollout["actions"])))
-            for rows in order.to(self.device).split(self.batch_size):
+        for epoch in range(self.n_epochs):
+            if self.config.lr_schedule == "cosine_epoch":
+                self._set_learning_rate(self._rate_of_epoch(epoch))
+            for rows in self._order(len(rollout["actions"])).split(self.batch_size):
                 logs.append(self._update(rollout, rows, clip))
-                if adaptive:
+                if self.config.lr_schedule == "adaptive":
                     self._follow_kl(float(logs[-1][3]))
             self._n_updates += 1
         self._log(torch.stack(logs), clip)
@@ -292,9 +194,26 @@ class PPO(stable_baselines3.PPO):
                 [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss]
             ).detach()
 
-    def _follow_kl(self, kl: float) -> None:
+    def _order(self, samples: int) -> Tensor:
+        """In which the samples of a rollout are used; as they come, 4 minibatches of 32 steps are
+        the first 8 steps of all worlds, the next 8, …"""
+        if not self.config.shuffle:
+            return torch.arange(samples, device=self.device)
+        return torch.from_numpy(np.random.permutation(samples)).to(self.device)
+
+    def _rate_of_epoch(self, epoch: int) -> float:
+        """MVP's lr0 (1 + cos(pi t)) / 2, t = (iteration + epoch / epochs) / iterations, from 0."""
+        rollout = self.n_steps * self.n_envs
+        done = self.num_timesteps - rollout * (1 - epoch / self.n_epochs)
+        return cosine_schedule(self.config.learning_rate)(1 - done / self._total_timesteps)
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.policy.optimizer.param_groups:
-            group["lr"] = adapted_learning_rate(group["lr"], kl, self.config.desired_kl)
+            group["lr"] = learning_rate
+
+    def _follow_kl(self, kl: float) -> None:
+        rate = self.policy.optimizer.param_groups[0]["lr"]
+        self._set_learning_rate(adapted_learning_rate(rate, kl, self.config.desired_kl))
 
     def _log(self, logs: Tensor, clip: float) -> None:
         names = "entropy_loss policy_gradient_loss value_loss approx_kl clip_fraction loss".split()
@@ -303,7 +222,8 @@ class PPO(stable_baselines3.PPO):
         buffer = self.rollout_buffer
         explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        assert isinstance(self.policy, ActorCritic)
+        self.logger.record("train/std", self.policy.std.mean().item())
         self.logger.record("train/learning_rate", self.policy.optimizer.param_groups[0]["lr"])
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("train/clip_range", clip)
@@ -378,11 +298,10 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
             f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} steps do not "
             f"divide into ppo.minibatches={config.minibatches} equal parts of at least 2"
         )
-    is_dict = isinstance(env.observation_space, spaces.Dict)
     learning_rate = config.learning_rate
     cosine = config.lr_schedule == "cosine"
     ppo = PPO(
-        "MultiInputPolicy" if is_dict else "MlpPolicy",
+        ActorCritic,
         env,
         learning_rate=cosine_schedule(learning_rate) if cosine else learning_rate,
         n_steps=config.num_steps,

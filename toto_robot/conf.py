@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.options import TaskOptions
 from envs.spec import CONTROL_RATE_HZ, TASK_NAMES
 from policies.dagger import DAggerConfig
-from policies.ppo import PPOConfig
+from policies.ppo_config import PRESETS, PPOConfig
 from toto_robot.backbone import BACKBONES
 
 ALGOS = ("ppo", "dagger")
@@ -70,11 +70,17 @@ class RLConfig:
     """Everything `python -m toto_robot.rl` takes. None means: derived, see `__post_init__`."""
 
     defaults: list[Any] = field(
-        default_factory=lambda: ["_self_", {"env": "franka_pick"}, {"backbone": "toto-tiny"}]
+        default_factory=lambda: [
+            "_self_",
+            {"env": "franka_pick"},
+            {"backbone": "toto-tiny"},
+            {"preset": None},
+        ]
     )
     env: EnvConfig = MISSING
     backbone: BackboneConfig = MISSING
     algo: str = "ppo"
+    preset: str | None = None  # a row of `policies.ppo_config.PRESETS`, under what `ppo.x=` says
     ppo: PPOConfig = field(default_factory=PPOConfig)
     dagger: DAggerConfig = field(default_factory=DAggerConfig)
     obs: str = "pixels"
@@ -140,7 +146,7 @@ class RLConfig:
         return replace(self.task_options(), oracle=self.algo == "dagger", steps_after_success=cut)
 
 
-GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES)}
+GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES), "preset": tuple(PRESETS)}
 
 
 def register() -> None:
@@ -151,6 +157,9 @@ def register() -> None:
         store.store(group="env", name=name, node=EnvConfig(name=name))
     for name in GROUPS["backbone"]:
         store.store(group="backbone", name=name, node=BackboneConfig(name=name))
+    for name, values in PRESETS.items():
+        node = {"preset": name, "ppo": values}
+        store.store(group="preset", name=name, node=node, package="_global_")
 
 
 def nearest(given: str, valid: tuple[str, ...] | list[str]) -> str:
@@ -282,8 +291,10 @@ def saved_overrides(folder: Path) -> list[str]:
         raise ValueError(f"resume={folder} is not a run folder: {path} is missing")
     saved = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(saved, dict)
-    words = [f"{group}={saved[group]['name']}" for group in GROUPS]
-    return words + _flatten({k: v for k, v in saved.items() if k != "resume"})
+    words = [f"{group}={saved[group]['name']}" for group in ("env", "backbone")]
+    # A preset needs no repeating: its values are among the saved ones. Null chooses none in Hydra.
+    left_out = ("resume",) if saved.get("preset") else ("resume", "preset")
+    return words + _flatten({k: v for k, v in saved.items() if k not in left_out})
 
 
 def _flatten(values: dict[Any, Any], prefix: str = "") -> list[str]:

@@ -29,7 +29,8 @@ def test_defaults_depend_on_what_is_observed() -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_a_group_composes_to_its_own_name(group: str) -> None:
     for name in GROUPS[group]:
-        assert getattr(check_config([f"{group}={name}"]), group).name == name
+        chosen = getattr(check_config([f"{group}={name}"]), group)
+        assert name == (chosen if group == "preset" else chosen.name)
 
 
 def test_options_reach_the_dataclasses() -> None:
@@ -93,3 +94,22 @@ def test_keys_are_those_of_the_dataclass() -> None:
     keys = config_keys(RLConfig)
     assert {"seed", "backbone.weights", "ppo.learning_rate", "env.camera"} <= set(keys)
     assert "defaults" not in keys
+
+
+def test_a_preset_stands_between_the_defaults_and_what_is_given() -> None:
+    mvp = check_config(["ppo.std_power=1", "preset=mvp"])
+    assert mvp.ppo.lr_schedule == "cosine_epoch" and mvp.ppo.std_power == 1
+    assert (
+        mvp.ppo.learning_rate == 1e-3
+        and check_config(["preset=mvp-kuka"]).ppo.learning_rate == 5e-4
+    )
+    with pytest.raises(ValueError, match="preset=mpv does not exist; did you mean 'mvp'"):
+        check_config(["preset=mpv"])
+
+
+@pytest.mark.parametrize("words", [[], ["preset=mvp", "ppo.epochs=3"]])
+def test_a_resumed_run_keeps_its_preset(words: list[str], tmp_path: Path) -> None:
+    config = check_config(words)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(as_plain(config)))
+    again = check_config(complete_overrides([f"resume={tmp_path}"]))
+    assert again.ppo == config.ppo and again.preset == config.preset

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 from fake_task import FakeTask
 from test_ppo import SMALL, run, state_ppo, weights
 
+from policies.networks import ActorCritic
+from policies.policy import PolicySpec, build_net
 from policies.ppo import PPO, PPOConfig, adapted_learning_rate
+from policies.ppo_config import POOLS, PRESETS
 from policies.vec_env import StateObserver, TaskVecEnv
 
 
@@ -71,7 +75,9 @@ def test_a_constant_rate_stays() -> None:
 
 
 def test_wrong_schedules_are_named() -> None:
-    with pytest.raises(ValueError, match="ppo.lr_schedule=cosin: expected one of cosine, adaptive"):
+    with pytest.raises(
+        ValueError, match="ppo.lr_schedule=cosin: expected one of cosine, cosine_epoch"
+    ):
         PPOConfig(lr_schedule="cosin")
 
 
@@ -110,3 +116,81 @@ def test_fast_products_are_switched_on_for_an_iteration_only(
         ppo.start(320, lambda: True)
         ppo.iterate()
     assert seen == ["highest", "medium"] and torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("shape", [[1], [16]], ids=["CLS", "grid"])
+@pytest.mark.parametrize(
+    ("width", "robot", "count"),
+    [
+        (384, "franka", 267_027),
+        (384, "kuka", 271_535),
+        (768, "franka", 316_947),
+        (768, "kuka", 321_455),
+    ],
+)
+def test_the_mvp_preset_trains_as_many_parameters_as_mvp(
+    width: int, robot: str, count: int, shape: list[int]
+) -> None:
+    """Read-out, proprioception, actor and critic on ViT-S and ViT-B features (pixmc.md, 3)."""
+    joints = {"franka": 9, "kuka": 23}[robot]
+    features = [width] if shape == [1] else [*shape, width]
+    config = PPOConfig(**PRESETS["mvp"])
+    spec = PolicySpec("x", "pixels", 34, 2 * joints, joints, features, ppo=config)
+    net = build_net(spec)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == count
+
+
+def test_mvp_takes_minibatches_as_they_come_and_a_rate_per_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(SMALL, shuffle=False, lr_schedule="cosine_epoch")
+    ppo, rows, rates = state_ppo(config=config), [], []
+    update = ppo._update
+
+    def watched(rollout: dict, chosen: torch.Tensor, clip: float) -> torch.Tensor:
+        rows.append(chosen.tolist())
+        rates.append(learning_rate(ppo))
+        return update(rollout, chosen, clip)
+
+    monkeypatch.setattr(ppo, "_update", watched)
+    run(ppo, 320, until=64)
+    assert rows == [list(range(16)), list(range(16, 32))] * 4
+    # Two iterations of ten, two epochs each: MVP counts 0, 1/2, 1, 3/2 tenths of the run.
+    expected = [5e-4 * (1 + np.cos(np.pi * (it + e / 2) / 10)) for it in (0, 1) for e in (0, 1)]
+    assert rates[::2] == rates[1::2] == pytest.approx(expected)
+
+
+def test_a_std_power_of_two_squares_the_standard_deviation() -> None:
+    spec = PolicySpec("x", "state", 34, 18, 9, ppo=PPOConfig(log_std_init=-0.5, std_power=2))
+    net = build_net(spec)
+    assert isinstance(net, ActorCritic)
+    distribution: Any = net.get_distribution(torch.zeros(1, 34)).distribution
+    assert distribution.stddev[0].tolist() == pytest.approx([np.exp(-1)] * 9)
+    assert net.std.tolist() == pytest.approx([np.exp(-1)] * 9)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_read_out_learns_where_a_marked_token_is(pool: str) -> None:
+    """All but the mean, which cannot know."""
+    torch.manual_seed(0)
+    tokens = torch.randn(8).expand(32, 16, 8).clone()
+    where = torch.arange(32) % 16
+    tokens[torch.arange(32), where, 0] += 6
+    wanted = torch.nn.functional.one_hot(where % 4, 9).float()
+    spec = PolicySpec("x", "pixels", 34, 18, 9, [16, 8], ppo=PPOConfig(pool=pool, hidden=[32]))
+    net = build_net(spec)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    loss = torch.tensor(0.0)
+    for _ in range(150):
+        seen = {"features": tokens, "proprio": torch.zeros(32, 18)}
+        loss = (net.get_distribution(seen).mode() - wanted).square().mean() / wanted.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (loss.item() < 0.3) == (pool != "mean"), loss
+
+
+def test_a_convolution_wants_a_square_grid() -> None:
+    spec = PolicySpec("x", "pixels", 34, 18, 9, [15, 8], ppo=PPOConfig(pool="conv"))
+    with pytest.raises(ValueError, match="square grid of tokens, the features have 15"):
+        build_net(spec)

@@ -1,0 +1,126 @@
+"""What PPO trains on top of frozen features: read-out, actor and critic."""
+
+import math
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from policies.ppo_config import PPOConfig
+from toto_robot.backbone import AttentionPool
+
+READOUT = 128  # numbers that a read-out keeps of one frame; as many of proprioception
+CONV_VALUES = 2048  # about so many values stay of a token grid in the convolutional read-out
+
+
+class MeanPool(nn.Sequential):
+    """The mean over tokens (none for one vector per frame), LayerNorm, linear: MVP's head."""
+
+    def __init__(self, num_features: int):
+        super().__init__(nn.LayerNorm(num_features), nn.Linear(num_features, READOUT))
+
+    def forward(self, input: Tensor) -> Float[Tensor, "B F"]:
+        """`input`: features [B, T, D] or [B, D]."""
+        return super().forward(input.mean(dim=1) if input.ndim == 3 else input)
+
+
+class ConvPool(nn.Module):
+    """A 3x3 convolution that compresses the token grid to about 2048 values, then linear: the
+    compression layer of VC-1's visual RL (eai-vc, `compression_layer.py`)."""
+
+    def __init__(self, num_features: int, num_tokens: int):
+        super().__init__()
+        self.side = math.isqrt(num_tokens)
+        if self.side**2 != num_tokens:
+            raise ValueError(
+                f"ppo.pool=conv needs a square grid of tokens, the features have {num_tokens}; "
+                "use pool=attention or mean"
+            )
+        channels = max(1, round(CONV_VALUES / num_tokens))
+        self.norm = nn.LayerNorm(num_features)
+        self.conv = nn.Conv2d(num_features, channels, 3, padding=1)
+        self.conv_norm = nn.GroupNorm(1, channels)
+        self.out = nn.Linear(channels * num_tokens, READOUT)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B F"]:
+        x_BDN = self.norm(tokens).transpose(1, 2)
+        x = self.conv(x_BDN.unflatten(2, (self.side, self.side)))
+        return self.out(self.conv_norm(x).relu().flatten(1))
+
+
+def make_pool(feature_shape: tuple[int, ...], kind: str, num_queries: int) -> nn.Module:
+    """[T, D] -> the read-out `kind`; one vector [D] needs none: LayerNorm and linear."""
+    *tokens, num_features = feature_shape
+    if not tokens or kind == "mean":
+        return MeanPool(num_features)
+    if kind == "conv":
+        return ConvPool(num_features, tokens[0])
+    return AttentionPool(num_features, tokens[0], num_queries=num_queries, out_features=READOUT)
+
+
+class FeatureReadout(BaseFeaturesExtractor):
+    """Trainable read-out of frozen features, beside proprioception.
+
+    `features` [B, T, D] or [B, D] -> 128 (see `make_pool`); `proprio` [B, P] -> linear -> 128;
+    concatenated [B, 256]. The backbone is not in here.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, pool: str = "attention", num_queries: int = 8
+    ):
+        super().__init__(observation_space, features_dim=2 * READOUT)
+        shape = observation_space["features"].shape
+        proprio_shape = observation_space["proprio"].shape
+        assert shape is not None and proprio_shape is not None
+        self.pool = make_pool(shape, pool, num_queries)
+        self.proprio = nn.Linear(proprio_shape[0], READOUT)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        features = self.pool(observations["features"])
+        return torch.cat([features, self.proprio(observations["proprio"])], dim=1)
+
+
+class ActorCritic(ActorCriticPolicy):
+    """stable-baselines3's, with a standard deviation of exp(std_power * log_std)."""
+
+    def __init__(self, *args: Any, std_power: int = 1, **kwargs: Any):
+        self.std_power = std_power
+        super().__init__(*args, **kwargs)
+
+    @property
+    def std(self) -> Float[Tensor, " A"]:
+        """Of the actions, all observations alike."""
+        return (self.std_power * self.log_std).exp()
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        distribution: Any = self.action_dist
+        return distribution.proba_distribution(
+            self.action_net(latent_pi), self.std_power * self.log_std
+        )
+
+
+def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[str, Any]:
+    """Arguments of `ActorCritic` for state or feature observations."""
+    kwargs: dict[str, Any] = {
+        "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)},
+        "activation_fn": nn.SELU,
+        "log_std_init": config.log_std_init,
+        "std_power": config.std_power,
+        # Orthogonal, gain sqrt(2) and 0.01 / 1.0 for the last layers. It reaches the linear layers
+        # of the read-out, not queries or position embeddings (bare parameters).
+        "ortho_init": True,
+        "share_features_extractor": True,
+        "optimizer_kwargs": {"eps": 1e-8, "fused": True},
+    }
+    if isinstance(observation_space, spaces.Dict):
+        kwargs["features_extractor_class"] = FeatureReadout
+        kwargs["features_extractor_kwargs"] = {
+            "pool": config.pool,
+            "num_queries": config.num_queries,
+        }
+    return kwargs

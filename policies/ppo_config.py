@@ -1,0 +1,77 @@
+"""Hyper-parameters of PPO, and named sets of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LR_SCHEDULES = ("cosine", "cosine_epoch", "adaptive", "constant")
+POOLS = ("attention", "mean", "conv")
+ADAPTIVE_LR = (1e-5, 1e-2)  # bounds, as in rsl_rl
+
+
+@dataclass
+class PPOConfig:
+    """MVP's hyper-parameters (`mvp/configs/ppo/train/*.yaml` and its code defaults)."""
+
+    num_steps: int = 32  # per world and iteration
+    epochs: int = 10
+    minibatches: int = 4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.1
+    value_coef: float = 2.0
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 1.0
+    learning_rate: float = 1e-3
+    # cosine: to 0 over total_steps, a step per iteration (cosine_epoch: per epoch, as MVP);
+    # adaptive: follows the KL; constant.
+    lr_schedule: str = "cosine"
+    desired_kl: float = 0.01  # of one minibatch, for lr_schedule=adaptive
+    log_std_init: float = 0.0
+    hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
+    pool: str = "attention"  # read-out of token grids: attention, mean, conv
+    num_queries: int = 8  # of the attention read-out
+    shuffle: bool = True  # false, as MVP: each minibatch is a run of consecutive time steps
+    std_power: int = 1  # standard deviation exp(std_power * log_std); MVP's code has 2
+    time_limit_bootstrap: bool = True
+    # Each world's first episode starts at a random point of the time limit, so that worlds which
+    # live to the limit do not all end in the same step, 500 steps apart.
+    random_phase: bool = False
+    # Matrix products of rollout and update in bfloat16 (CPUs with AVX512-BF16 or AMX) or TF32 (GPU).
+    fast_matmul: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps",
+            "epochs",
+            "minibatches",
+            "learning_rate",
+            "num_queries",
+            "desired_kl",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
+        for name, valid in (("lr_schedule", LR_SCHEDULES), ("pool", POOLS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"ppo.{name}={getattr(self, name)}: expected one of {', '.join(valid)}"
+                )
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected 0 to 1")
+
+
+_MVP = {
+    "time_limit_bootstrap": False,  # MVP takes a time-out for a true end
+    "shuffle": False,
+    "lr_schedule": "cosine_epoch",
+    "std_power": 2,
+    "pool": "mean",  # its features are one CLS token; a grid of tokens is averaged
+}
+
+# `preset=` of the command line; what is not named is the default, `ppo.x=` wins over both.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mvp": _MVP,
+    "mvp-kuka": _MVP
+    | {"learning_rate": 5e-4},  # both Kuka tasks from pixels, its cabinet from state
+    "best": {"lr_schedule": "adaptive", "random_phase": True},
+}
