@@ -81,6 +81,7 @@ class DAgger:
         """Reset the worlds. `total_steps` may be extended later: the learning rate follows."""
         self._total_steps, self._on_step = total_steps, on_step
         self._obs = self._task.reset()
+        self._observer.reset()
         worlds = self._task.num_envs
         self._expert_drives = self._rng.random(worlds) < self._share()
 
@@ -122,7 +123,9 @@ class DAgger:
 
     def _begin_episodes(self, resets: Tensor, extras: dict[str, Any]) -> None:
         """Count the student's episodes that ended, and choose who drives the next ones."""
-        for world in resets.nonzero().flatten().tolist():
+        ended = resets.nonzero().flatten()
+        self._observer.reset(ended)
+        for world in ended.tolist():
             if not self._expert_drives[world]:
                 self._returns.append(float(extras["episode_return"][world]))
                 self._successes.append(float(extras["successes"][world] > 0))

@@ -60,7 +60,9 @@ def evaluate(
             watch(first)
         playing = task.names.tolist()
         obs, _, resets, extras = task.step(policy.act(obs).to(task.device))
-        for world in resets.nonzero().flatten().tolist():
+        ended = resets.nonzero().flatten()
+        policy.reset(ended)
+        for world in ended.tolist():
             episode = _ended(playing[world], extras, world)
             first.setdefault(world, episode)
             if episode.name in wanted and playing[world][2] == 0:

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.spec import ORACLE
 from policies.vec_env import Task, TaskObs, TaskVecEnv, proprio_space, to_numpy
 
 
@@ -24,25 +25,84 @@ class Backbone(Protocol):
     def __call__(self, frames: Tensor, /) -> Tensor: ...
 
 
-def feature_space(feature_shape: Sequence[int], num_states: int) -> spaces.Dict:
-    """`features` float16 [*feature_shape] and `proprio` float32 [num_states] of one world."""
-    features = spaces.Box(-np.inf, np.inf, tuple(feature_shape), np.float16)
-    return spaces.Dict({"features": features, "proprio": proprio_space(num_states)})
+def feature_space(
+    feature_shape: Sequence[int], num_states: int, num_oracle: int = 0, history: int = 1
+) -> spaces.Dict:
+    """One world's `features` float16 [*feature_shape], or [history, *feature_shape] for several
+    frames; `proprio` float32 [num_states]; and for a critic that may know it, `oracle` float32
+    [num_oracle]."""
+    shape = tuple(feature_shape) if history == 1 else (history, *feature_shape)
+    space: dict[str, spaces.Space] = {
+        "features": spaces.Box(-np.inf, np.inf, shape, np.float16),
+        "proprio": proprio_space(num_states),
+    }
+    if num_oracle:
+        space[ORACLE] = spaces.Box(-np.inf, np.inf, (num_oracle,), np.float32)
+    return spaces.Dict(space)
+
+
+class FeatureHistory:
+    """The features of each world's last `length` frames, oldest first. An episode begins with its
+    first frame `length` times."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self._past: Tensor | None = None  # [N, length - 1, …]
+        self._fresh = torch.zeros(0, dtype=torch.bool)
+
+    def reset(self, worlds: Tensor | None = None) -> None:
+        """The next frame of these worlds (None: of all, however many) is the first of an episode."""
+        if worlds is None:
+            self._past = None
+        elif self._past is not None:
+            self._fresh[worlds.to(self._fresh.device)] = True
+
+    def push(self, features: Tensor, ended: Tensor | None = None) -> Tensor:
+        """New frames' features [N, …] -> [N, length, …]; with `ended` as in `Observer` there are
+        [N + K, …]. Raises ValueError if the number of worlds changes without a `reset`."""
+        ids = torch.zeros(0, dtype=torch.long) if ended is None else ended
+        ids = ids.to(features.device)
+        new, last = features.split([len(features) - len(ids), len(ids)])
+        if self._past is None:
+            self._past = self._repeated(new)
+            self._fresh = torch.zeros(len(new), dtype=torch.bool, device=new.device)
+        past, fresh = self._past, self._fresh
+        if len(past) != len(new):
+            raise ValueError(
+                f"features of {len(new)} worlds after those of {len(past)}: call reset() between"
+            )
+        last_stacks = torch.cat([past[ids], last[:, None]], dim=1)
+        fresh[ids] = True
+        past[fresh] = self._repeated(new[fresh])
+        stacks = torch.cat([past, new[:, None]], dim=1)
+        self._past = stacks[:, 1:].clone()  # is written into above: the stacks are handed out
+        fresh[:] = False
+        return torch.cat([stacks, last_stacks])
+
+    def _repeated(self, features: Tensor) -> Tensor:
+        return torch.stack([features] * (self.length - 1), dim=1)
 
 
 class FeatureObserver:
     """uint8 frames [B, H, W, 3] -> `features` float16 [B, *feature_shape], beside `proprio`.
 
-    Counts the frames it encodes in `encodes`. Raises ValueError for features that are not finite
+    `history` frames: [B, history, *feature_shape], each encoded once. `num_oracle`: the length of
+    the task's oracle vector, handed on for an asymmetric critic; 0 hands out none. Counts the frames it encodes in `encodes`. Raises ValueError for features that are not finite
     in float16 (largest magnitude 65,504).
     """
 
-    def __init__(self, backbone: Backbone, num_states: int):
+    def __init__(self, backbone: Backbone, num_states: int, num_oracle: int = 0, history: int = 1):
         self.backbone = backbone
-        self.space = feature_space(backbone.feature_shape, num_states)
+        self.space = feature_space(backbone.feature_shape, num_states, num_oracle, history)
         self.encodes = 0
+        self._history = FeatureHistory(history) if history > 1 else None
+        self._privileged = num_oracle > 0
 
-    def __call__(self, obs: TaskObs) -> dict[str, np.ndarray]:
+    def reset(self, worlds: Tensor | None = None) -> None:
+        if self._history is not None:
+            self._history.reset(worlds)
+
+    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
         frames = obs["obs"]
         if frames.dtype != torch.uint8 or frames.ndim != 4:
             raise ValueError(
@@ -59,11 +119,22 @@ class FeatureObserver:
                 f"features of frames {bad[:8]} (of {len(frames)}) are not finite in float16; "
                 f"largest magnitude {features.abs().max().item():.3g}, the limit is 65504"
             )
-        return {"features": to_numpy(half), "proprio": to_numpy(obs["states"])}
+        if self._history is not None:
+            half = self._history.push(half, ended)
+        seen = {"features": to_numpy(half), "proprio": to_numpy(obs["states"])}
+        return seen | ({ORACLE: to_numpy(obs[ORACLE])} if self._privileged else {})
 
 
 def feature_vec_env(
-    task: Task, backbone: Backbone, time_limit_bootstrap: bool = True
+    task: Task,
+    backbone: Backbone,
+    time_limit_bootstrap: bool = True,
+    asymmetric: bool = False,
+    history: int = 1,
 ) -> TaskVecEnv:
-    """The worlds of a pixel `task`, each new frame encoded once, terminal frames included."""
-    return TaskVecEnv(task, FeatureObserver(backbone, task.num_states), time_limit_bootstrap)
+    """The worlds of a pixel `task`, each new frame encoded once, terminal frames included.
+
+    `asymmetric` (of a task with oracle=True) hands out the oracle vector too."""
+    num_oracle = task.num_obs if asymmetric else 0
+    observer = FeatureObserver(backbone, task.num_states, num_oracle, history)
+    return TaskVecEnv(task, observer, time_limit_bootstrap)

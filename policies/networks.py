@@ -8,9 +8,10 @@ from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from torch import Tensor, nn
 
+from envs.spec import ORACLE
 from policies.ppo_config import PPOConfig
 from toto_robot.backbone import AttentionPool
 
@@ -67,30 +68,71 @@ class FeatureReadout(BaseFeaturesExtractor):
     """Trainable read-out of frozen features, beside proprioception.
 
     `features` [B, T, D] or [B, D] -> 128 (see `make_pool`); `proprio` [B, P] -> linear -> 128;
-    concatenated [B, 256]. The backbone is not in here.
+    concatenated [B, 256]. Of a history [B, K, …] each frame is read out alike, [B, 128 K + 128].
+    The backbone is not in here.
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, pool: str = "attention", num_queries: int = 8
+        self,
+        observation_space: spaces.Dict,
+        pool: str = "attention",
+        num_queries: int = 8,
+        history: int = 1,
     ):
-        super().__init__(observation_space, features_dim=2 * READOUT)
+        super().__init__(observation_space, features_dim=(history + 1) * READOUT)
         shape = observation_space["features"].shape
         proprio_shape = observation_space["proprio"].shape
         assert shape is not None and proprio_shape is not None
-        self.pool = make_pool(shape, pool, num_queries)
+        self.history = history
+        self.pool = make_pool(shape if history == 1 else shape[1:], pool, num_queries)
         self.proprio = nn.Linear(proprio_shape[0], READOUT)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        features = self.pool(observations["features"])
-        return torch.cat([features, self.proprio(observations["proprio"])], dim=1)
+        features = observations["features"]
+        if self.history > 1:
+            frames = self.pool(features.flatten(0, 1))
+            read = frames.unflatten(0, (-1, self.history)).flatten(1)
+        else:
+            read = self.pool(features)
+        return torch.cat([read, self.proprio(observations["proprio"])], dim=1)
+
+
+class OracleReadout(BaseFeaturesExtractor):
+    """What an asymmetric critic reads: the oracle vector [B, O] as it is."""
+
+    def __init__(self, observation_space: spaces.Dict):
+        shape = observation_space[ORACLE].shape
+        assert shape is not None
+        super().__init__(observation_space, features_dim=shape[0])
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        return observations[ORACLE]
 
 
 class ActorCritic(ActorCriticPolicy):
-    """stable-baselines3's, with a standard deviation of exp(std_power * log_std)."""
+    """stable-baselines3's, with a standard deviation of exp(std_power * log_std).
 
-    def __init__(self, *args: Any, std_power: int = 1, **kwargs: Any):
-        self.std_power = std_power
-        super().__init__(*args, **kwargs)
+    `asymmetric`: the critic reads the oracle vector alone, the actor never does and needs it not:
+    `get_distribution` takes observations without it.
+    """
+
+    def __init__(self, *args: Any, std_power: int = 1, asymmetric: bool = False, **kwargs: Any):
+        self.std_power, self.asymmetric = std_power, asymmetric
+        super().__init__(*args, share_features_extractor=not asymmetric, **kwargs)
+
+    def _build(self, lr_schedule: Any) -> None:
+        if self.asymmetric:
+            assert isinstance(self.observation_space, spaces.Dict)
+            self.vf_features_extractor = OracleReadout(self.observation_space)
+        super()._build(lr_schedule)
+
+    def _build_mlp_extractor(self) -> None:
+        """The critic's first layer is as wide as what the critic reads."""
+        super()._build_mlp_extractor()
+        if self.asymmetric:
+            width = self.vf_features_extractor.features_dim
+            critic = MlpExtractor(width, self.net_arch, self.activation_fn, self.device)
+            self.mlp_extractor.value_net = critic.value_net
 
     @property
     def std(self) -> Float[Tensor, " A"]:
@@ -114,7 +156,6 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
         # Orthogonal, gain sqrt(2) and 0.01 / 1.0 for the last layers. It reaches the linear layers
         # of the read-out, not queries or position embeddings (bare parameters).
         "ortho_init": True,
-        "share_features_extractor": True,
         "optimizer_kwargs": {"eps": 1e-8, "fused": True},
     }
     if isinstance(observation_space, spaces.Dict):
@@ -122,5 +163,7 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
         kwargs["features_extractor_kwargs"] = {
             "pool": config.pool,
             "num_queries": config.num_queries,
+            "history": config.history,
         }
+        kwargs["asymmetric"] = config.asymmetric
     return kwargs

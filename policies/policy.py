@@ -61,7 +61,8 @@ class PolicySpec:
     def observation_space(self) -> spaces.Space:
         if self.feature_shape is None:
             return StateObserver(self.num_obs).space
-        return feature_space(self.feature_shape, self.num_states)
+        num_oracle = self.num_obs if self.ppo.asymmetric else 0
+        return feature_space(self.feature_shape, self.num_states, num_oracle, self.ppo.history)
 
 
 class Policy:
@@ -72,8 +73,10 @@ class Policy:
         self.spec = spec
         self.observer = observer
 
-    def reset(self) -> None:
-        """Nothing is remembered between steps; part of the contract for policies that do."""
+    def reset(self, worlds: Tensor | None = None) -> None:
+        """Call when episodes begin, in these worlds (ids) or in all: a policy with a history of
+        features forgets the ones before."""
+        self.observer.reset(worlds)
 
     def act(self, obs: TaskObs) -> Tensor:
         """`obs["obs"]` (uint8 [N, H, W, 3] or float32 [N, num_obs]) and `obs["states"]`
@@ -152,7 +155,7 @@ def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -
         if backbone is None:
             backbone = _load_recorded(spec.backbone, device)
         check_backbone(spec.backbone, backbone, folder)
-        observer = FeatureObserver(backbone, spec.num_states)
+        observer = FeatureObserver(backbone, spec.num_states, history=spec.ppo.history)
         if list(backbone.feature_shape) != spec.feature_shape:
             raise ValueError(
                 f"policy in {folder} reads features {spec.feature_shape}, the backbone given "

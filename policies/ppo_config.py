@@ -30,6 +30,8 @@ class PPOConfig:
     hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
     pool: str = "attention"  # read-out of token grids: attention, mean, conv
     num_queries: int = 8  # of the attention read-out
+    history: int = 1  # frames whose features the policy sees (from state: the state alone)
+    asymmetric: bool = False  # the critic reads the state, the actor camera and joints
     shuffle: bool = True  # false, as MVP: each minibatch is a run of consecutive time steps
     std_power: int = 1  # standard deviation exp(std_power * log_std); MVP's code has 2
     time_limit_bootstrap: bool = True
@@ -47,6 +49,8 @@ class PPOConfig:
             "learning_rate",
             "num_queries",
             "desired_kl",
+            "std_power",
+            "history",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
@@ -73,5 +77,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mvp": _MVP,
     "mvp-kuka": _MVP
     | {"learning_rate": 5e-4},  # both Kuka tasks from pixels, its cabinet from state
-    "best": {"lr_schedule": "adaptive", "random_phase": True},
+    "best": {"lr_schedule": "adaptive", "random_phase": True, "asymmetric": True},
 }

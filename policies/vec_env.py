@@ -3,6 +3,7 @@
 What a policy sees is decided by an observer: one callable from the task's batched observation to
 NumPy arrays, with the Gymnasium space of one world beside it. The vec env hands it one batch per
 step: the N new observations and, behind them, the K terminal ones of the worlds that just ended.
+An observer that remembers (feature history) forgets a world whose episode has ended.
 """
 
 import time
@@ -40,11 +41,17 @@ class Task(Protocol):
 
 
 class Observer(Protocol):
-    """Batched task observation [B, …] -> the policy's observation [B, …] as NumPy arrays."""
+    """Batched task observation [B, …] -> the policy's observation [B, …] as NumPy arrays.
+
+    With `ended` (ids [K]) the last K rows of `obs` are those worlds' terminal observations, and
+    their rows among the first N begin new episodes. `reset` says the same of episodes that begin
+    with the next call (None: all).
+    """
 
     @property
     def space(self) -> spaces.Space: ...
-    def __call__(self, obs: TaskObs, /) -> NumpyObs: ...
+    def __call__(self, obs: TaskObs, ended: Tensor | None = None, /) -> NumpyObs: ...
+    def reset(self, worlds: Tensor | None = None) -> None: ...
 
 
 def proprio_space(num_states: int) -> spaces.Box:
@@ -58,8 +65,11 @@ class StateObserver:
     def __init__(self, num_obs: int):
         self.space = spaces.Box(-np.inf, np.inf, (num_obs,), np.float32)
 
-    def __call__(self, obs: TaskObs) -> np.ndarray:
+    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> np.ndarray:
         return to_numpy(obs["obs"])
+
+    def reset(self, worlds: Tensor | None = None) -> None:
+        """Nothing is remembered."""
 
 
 class PixelObserver:
@@ -69,8 +79,11 @@ class PixelObserver:
         image = spaces.Box(0, 255, tuple(image_shape), np.uint8)
         self.space = spaces.Dict({"image": image, "proprio": proprio_space(num_states)})
 
-    def __call__(self, obs: TaskObs) -> dict[str, np.ndarray]:
+    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
         return {"image": to_numpy(obs["obs"]), "proprio": to_numpy(obs["states"])}
+
+    def reset(self, worlds: Tensor | None = None) -> None:
+        """Nothing is remembered."""
 
 
 class TaskVecEnv(VecEnv):
@@ -98,6 +111,7 @@ class TaskVecEnv(VecEnv):
 
     def reset(self) -> Any:
         self._cut[:] = False
+        self.observer.reset()
         return self.observer(self.task.reset())
 
     def scatter_phases(self) -> None:
@@ -119,7 +133,7 @@ class TaskVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
             both = {key: torch.cat([obs[key], extras["terminal_obs"][key]]) for key in obs}
-            batch = self.observer(both)
+            batch = self.observer(both, extras["terminal_ids"])
             self._describe_ended(infos, dones, extras, _rows(batch, slice(self.num_envs, None)))
             return _rows(batch, slice(self.num_envs)), to_numpy(rewards), dones, infos
         return self.observer(obs), to_numpy(rewards), dones, infos

@@ -58,7 +58,8 @@ def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
     bootstrap = config.ppo.time_limit_bootstrap
     if backbone is None:
         return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap)
-    return feature_vec_env(task, backbone, bootstrap)
+    ppo = config.ppo
+    return feature_vec_env(task, backbone, bootstrap, ppo.asymmetric, ppo.history)
 
 
 def make_learner(
@@ -74,7 +75,7 @@ def make_dagger(
     config: RLConfig, folder: Path, task: Any, backbone: Any, policy_spec: PolicySpec
 ) -> DAgger:
     torch.manual_seed(config.seed)
-    observer = FeatureObserver(backbone, task.num_states)
+    observer = FeatureObserver(backbone, task.num_states, history=config.ppo.history)
     capacity = (config.total_steps or 0) + config.dagger.num_steps * task.num_envs
     labels = LabelledFrames(folder / "labels", capacity, observer.space, task.num_actions)
     net = build_net(policy_spec).to(pick_device(config))

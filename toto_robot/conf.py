@@ -131,6 +131,12 @@ class RLConfig:
     def _derive_dagger(self) -> None:
         if self.obs != "pixels":
             raise ValueError(f"algo=dagger learns from pixels, got obs={self.obs}")
+        if self.ppo.history > 1 and self.dagger.action_repeat > 1:
+            raise ValueError(
+                f"ppo.history={self.ppo.history} with dagger.action_repeat="
+                f"{self.dagger.action_repeat}: the frames of a history would lie further apart in "
+                "training than in evaluation; expected dagger.action_repeat=1"
+            )
         if self.env.steps_after_success is None:
             self.env.steps_after_success = 30
 
@@ -143,7 +149,8 @@ class RLConfig:
     def training_options(self) -> TaskOptions:
         """Those of training: what an expert may see, episodes cut short."""
         cut = self.env.steps_after_success
-        return replace(self.task_options(), oracle=self.algo == "dagger", steps_after_success=cut)
+        oracle = self.algo == "dagger" or (self.ppo.asymmetric and self.obs == "pixels")
+        return replace(self.task_options(), oracle=oracle, steps_after_success=cut)
 
 
 GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES), "preset": tuple(PRESETS)}

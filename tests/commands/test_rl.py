@@ -196,3 +196,21 @@ def test_dagger_learns_from_a_policy_folder_and_resumes(
 def test_dagger_from_state_is_refused() -> None:
     with pytest.raises(ValueError, match="learns from pixels, got obs=state"):
         small("algo=dagger", "obs=state")
+
+
+def test_the_best_preset_with_a_history_runs_and_resumes(
+    doubles: ModuleType, tmp_path: Path
+) -> None:
+    words = ["preset=best", "ppo.history=2", "ppo.pool=conv"]
+    backbone = doubles.FakeBackbone()
+    rl.train(small(*words, "total_steps=64"), tmp_path, backbone)
+    rl.train(small(*words, "total_steps=128", f"resume={tmp_path}"), tmp_path, backbone)
+    policy = load_policy(tmp_path / "checkpoints/last", backbone)
+    assert policy.spec.ppo.asymmetric and policy.spec.env_steps == 128
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["encodes_per_step"] < 1.2
+
+
+def test_histories_of_dagger_need_every_frame() -> None:
+    with pytest.raises(ValueError, match="expected dagger.action_repeat=1"):
+        small("algo=dagger", "ppo.history=2")
+    small("algo=dagger", "ppo.history=2", "dagger.action_repeat=1")
