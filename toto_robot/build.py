@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import envs
+from envs.experts import ScriptedExpert
 from policies.dagger import DAgger
 from policies.feature_vec_env import FeatureObserver, feature_vec_env
 from policies.labels import LabelledFrames
@@ -85,6 +86,8 @@ def make_dagger(
 
 def make_expert(config: RLConfig, task: Any) -> Expert:
     """`dagger.expert`: the packaged teacher, the scripted motion, or a policy folder."""
+    if config.dagger.expert == "scripted":
+        return ScriptedExpert(task)
     if config.dagger.expert == "teacher":
         return load_teacher(config.env.name)
     return load_teacher(config.dagger.expert)
