@@ -6,6 +6,7 @@ fingers should be, how the hand is turned, and whether the fingers open or close
 above, descend, close, lift) blend into each other, which makes the labels easier to learn.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from envs import spec
 from envs.chain import Chain, turn_between
 from envs.scenes import CUBE_EDGE_M
 from envs.task import robot_tensors
-from envs.vec_task import ObsDict, VecTask
+from envs.vec_task import VecTask
 
 HANDLE_EDGE_M = 0.023  # thickness of the drawer's handle
 TOOL_M = (0.0, 0.0, 0.1034)  # between the finger pads, in the hand's frame
@@ -136,7 +137,7 @@ class ScriptedExpert:
         pace = task.options.pace
         self._share = (1 - (1 - CHANGE_SHARE) ** pace) / (pace * self._robot.action_step)
 
-    def act(self, obs: ObsDict) -> Float[Tensor, "N A"]:
+    def act(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "N A"]:
         """Actions in [-1, 1] from `obs["oracle"]` [N, 34] and the task's present joint targets.
 
         Raises ValueError without an oracle vector for each world.
@@ -154,7 +155,7 @@ class ScriptedExpert:
         wanted = torch.cat([arm + SERVO_LAG_S * speed, goal_fingers], 1)
         return (self._share * (wanted - targets)).clamp(-1, 1)
 
-    def _check(self, obs: ObsDict) -> Float[Tensor, "N 34"]:
+    def _check(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "N 34"]:
         if spec.ORACLE not in obs:
             raise ValueError(
                 f"the expert reads obs[{spec.ORACLE!r}], this observation has {sorted(obs)}; "
