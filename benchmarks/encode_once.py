@@ -60,7 +60,7 @@ class BackboneInside(BaseFeaturesExtractor):
         self.readout = FeatureReadout(space, num_queries=num_queries)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        # stable-baselines3 made the images channels-first floats (not normalised, as asked).
+        # Channels first, and stable-baselines3 made them floats (not normalised, as asked).
         frames = observations["image"].permute(0, 2, 3, 1).to(torch.uint8)
         with torch.no_grad():
             features = self.backbone(frames)
@@ -90,7 +90,7 @@ def ours(task: Any, backbone: Counted, config: PPOConfig, total_steps: int) -> M
 
 def plain(task: Any, backbone: Counted, config: PPOConfig, total_steps: int) -> Measured:
     size = task.image_size
-    env = TaskVecEnv(task, PixelObserver((size, size, 3), task.num_states))
+    env = TaskVecEnv(task, PixelObserver((3, size, size), task.num_states))
     kwargs = policy_kwargs(env.observation_space, config)
     kwargs |= {
         "features_extractor_class": BackboneInside,

@@ -14,11 +14,15 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.spec import ORACLE
-from policies.vec_env import Task, TaskObs, TaskVecEnv, proprio_space, to_numpy
+from policies.vec_env import PixelObserver, Task, TaskObs, TaskVecEnv, proprio_space, to_numpy
 
 
 class Backbone(Protocol):
-    """What is used of `toto_robot.backbone.FrozenBackbone`."""
+    """What is used of `toto_robot.backbone.FrozenBackbone`.
+
+    One with `trainable = True` hands out frames, uint8 [B, R, R, 3], for a network that learns to
+    see; `feature_shape` is then that of an image, (3, R, R).
+    """
 
     @property
     def feature_shape(self) -> tuple[int, ...]: ...
@@ -87,8 +91,9 @@ class FeatureObserver:
     """uint8 frames [B, H, W, 3] -> `features` float16 [B, *feature_shape], beside `proprio`.
 
     `history` frames: [B, history, *feature_shape], each encoded once. `num_oracle`: the length of
-    the task's oracle vector, handed on for an asymmetric critic; 0 hands out none. Counts the frames it encodes in `encodes`. Raises ValueError for features that are not finite
-    in float16 (largest magnitude 65,504).
+    the task's oracle vector, handed on for an asymmetric critic; 0 hands out none. Counts the frames it encodes in
+    `encodes`. Raises ValueError for features that are not finite in float16 (largest magnitude
+    65,504).
     """
 
     def __init__(self, backbone: Backbone, num_states: int, num_oracle: int = 0, history: int = 1):
@@ -125,6 +130,22 @@ class FeatureObserver:
         return seen | ({ORACLE: to_numpy(obs[ORACLE])} if self._privileged else {})
 
 
+def observer_of(
+    backbone: Backbone, num_states: int, num_oracle: int = 0, history: int = 1
+) -> FeatureObserver | PixelObserver:
+    """What a policy sees of a pixel task: frozen features, or frames when `backbone` is trainable.
+
+    Raises ValueError for a history of frames, which is for features alone.
+    """
+    if not getattr(backbone, "trainable", False):
+        return FeatureObserver(backbone, num_states, num_oracle, history)
+    if history > 1:
+        raise ValueError(
+            f"ppo.history={history}: of frozen features there is a history, not of frames"
+        )
+    return PixelObserver(backbone.feature_shape, num_states, num_oracle, prepare=backbone)
+
+
 def feature_vec_env(
     task: Task,
     backbone: Backbone,
@@ -136,5 +157,5 @@ def feature_vec_env(
 
     `asymmetric` (of a task with oracle=True) hands out the oracle vector too."""
     num_oracle = task.num_obs if asymmetric else 0
-    observer = FeatureObserver(backbone, task.num_states, num_oracle, history)
+    observer = observer_of(backbone, task.num_states, num_oracle, history)
     return TaskVecEnv(task, observer, time_limit_bootstrap)

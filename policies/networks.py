@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from torch import Tensor, nn
 
 from envs.spec import ORACLE
+from policies.image_readout import ImageReadout
 from policies.ppo_config import PPOConfig
 from toto_robot.backbone import AttentionPool
 
@@ -159,11 +160,20 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
         "optimizer_kwargs": {"eps": 1e-8, "fused": True},
     }
     if isinstance(observation_space, spaces.Dict):
-        kwargs["features_extractor_class"] = FeatureReadout
-        kwargs["features_extractor_kwargs"] = {
+        kwargs |= readout_of(observation_space, config)
+        kwargs["asymmetric"] = config.asymmetric
+    return kwargs
+
+
+def readout_of(observation_space: spaces.Dict, config: PPOConfig) -> dict[str, Any]:
+    """The module that reads frozen features, or frames: then a CNN trained end to end."""
+    if "image" in observation_space.spaces:
+        return {"features_extractor_class": ImageReadout}
+    return {
+        "features_extractor_class": FeatureReadout,
+        "features_extractor_kwargs": {
             "pool": config.pool,
             "num_queries": config.num_queries,
             "history": config.history,
-        }
-        kwargs["asymmetric"] = config.asymmetric
-    return kwargs
+        },
+    }

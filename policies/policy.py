@@ -17,10 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
-from policies.feature_vec_env import FeatureObserver, feature_space
+from policies.feature_vec_env import feature_space, observer_of
 from policies.networks import ActorCritic, policy_kwargs
 from policies.ppo_config import PPOConfig
-from policies.vec_env import Observer, StateObserver, TaskObs
+from policies.vec_env import Observer, PixelObserver, StateObserver, TaskObs
 
 FORMAT = 1
 
@@ -37,6 +37,7 @@ class BackboneRecord:
     readout: str = "grid"
     grid: int = 8
     untrained: bool = False
+    trainable: bool = False  # no features: the policy's own network reads the frames
 
 
 @dataclass
@@ -48,7 +49,7 @@ class PolicySpec:
     num_obs: int  # length of the state vector
     num_states: int  # length of proprioception
     num_actions: int
-    feature_shape: list[int] | None = None  # pixels: [T, D] or [D]
+    feature_shape: list[int] | None = None  # pixels: [T, D] or [D]; [3, R, R] without features
     image_size: int | None = None  # pixels: frames are image_size x image_size
     camera: str | None = None
     backbone: BackboneRecord | None = None
@@ -62,6 +63,8 @@ class PolicySpec:
         if self.feature_shape is None:
             return StateObserver(self.num_obs).space
         num_oracle = self.num_obs if self.ppo.asymmetric else 0
+        if self.backbone is not None and self.backbone.trainable:
+            return PixelObserver(self.feature_shape, self.num_states, num_oracle).space
         return feature_space(self.feature_shape, self.num_states, num_oracle, self.ppo.history)
 
 
@@ -155,7 +158,7 @@ def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -
         if backbone is None:
             backbone = _load_recorded(spec.backbone, device)
         check_backbone(spec.backbone, backbone, folder)
-        observer = FeatureObserver(backbone, spec.num_states, history=spec.ppo.history)
+        observer = observer_of(backbone, spec.num_states, history=spec.ppo.history)
         if list(backbone.feature_shape) != spec.feature_shape:
             raise ValueError(
                 f"policy in {folder} reads features {spec.feature_shape}, the backbone given "

@@ -7,7 +7,7 @@ An observer that remembers (feature history) forgets a world whose episode has e
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
+
+from envs.spec import ORACLE
 
 TaskObs = Mapping[str, Tensor]
 NumpyObs = np.ndarray | dict[str, np.ndarray]
@@ -73,14 +75,34 @@ class StateObserver:
 
 
 class PixelObserver:
-    """Camera frames as they are: `image` uint8 [B, H, W, 3] and `proprio` float32 [B, num_states]."""
+    """Frames as they are: `image` uint8 [B, 3, H, W], `proprio` float32 [B, num_states], and for an
+    asymmetric critic `oracle` float32 [B, num_oracle] (0 hands out none).
 
-    def __init__(self, image_shape: Sequence[int], num_states: int):
-        image = spaces.Box(0, 255, tuple(image_shape), np.uint8)
-        self.space = spaces.Dict({"image": image, "proprio": proprio_space(num_states)})
+    Channels first, as torch's convolutions read them; given others, stable-baselines3 would wrap
+    the worlds in a transposing VecEnv. `prepare` may resize the frames (uint8 [B, H, W, 3]) before.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_states: int,
+        num_oracle: int = 0,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self._prepare, self._privileged = prepare, num_oracle > 0
+        space: dict[str, spaces.Space] = {
+            "image": spaces.Box(0, 255, tuple(image_shape), np.uint8),
+            "proprio": proprio_space(num_states),
+        }
+        if num_oracle:
+            space[ORACLE] = spaces.Box(-np.inf, np.inf, (num_oracle,), np.float32)
+        self.space = spaces.Dict(space)
 
     def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
-        return {"image": to_numpy(obs["obs"]), "proprio": to_numpy(obs["states"])}
+        frames = obs["obs"] if self._prepare is None else self._prepare(obs["obs"])
+        image = to_numpy(frames.permute(0, 3, 1, 2).contiguous())
+        seen = {"image": image, "proprio": to_numpy(obs["states"])}
+        return seen | ({ORACLE: to_numpy(obs[ORACLE])} if self._privileged else {})
 
     def reset(self, worlds: Tensor | None = None) -> None:
         """Nothing is remembered."""

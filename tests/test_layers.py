@@ -27,7 +27,8 @@ PINNED = {
     "omegaconf": ("toto_robot/",),
     "pyrealsense2": ("real_world/realsense.py",),
     "robomimic": ("policies/",),
-    "transformers": ("tests/",),
+    "timm": ("toto_robot/backbone/timm_encoder.py",),
+    "transformers": ("pretraining/train_mae.py", "tests/"),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 import envs
 from envs.experts import ScriptedExpert
 from policies.dagger import DAgger
-from policies.feature_vec_env import FeatureObserver, feature_vec_env
+from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
 from policies.learner import Learner
 from policies.policy import BackboneRecord, PolicySpec, build_net
@@ -76,7 +76,7 @@ def make_dagger(
     config: RLConfig, folder: Path, task: Any, backbone: Any, policy_spec: PolicySpec
 ) -> DAgger:
     torch.manual_seed(config.seed)
-    observer = FeatureObserver(backbone, task.num_states, history=config.ppo.history)
+    observer = observer_of(backbone, task.num_states, history=config.ppo.history)
     capacity = (config.total_steps or 0) + config.dagger.num_steps * task.num_envs
     labels = LabelledFrames(folder / "labels", capacity, observer.space, task.num_actions)
     net = build_net(policy_spec).to(pick_device(config))
@@ -115,6 +115,7 @@ def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
         readout=config.backbone.readout,
         grid=config.backbone.grid,
         untrained=bool(backbone.untrained),
+        trainable=bool(getattr(backbone, "trainable", False)),
     )
     return replace(
         policy_spec,

@@ -24,7 +24,7 @@ from envs.options import TaskOptions
 from envs.spec import CONTROL_RATE_HZ, TASK_NAMES
 from policies.dagger import DAggerConfig
 from policies.ppo_config import PRESETS, PPOConfig
-from toto_robot.backbone import BACKBONES
+from toto_robot.backbone import NAMES
 
 ALGOS = ("ppo", "dagger")
 OBS = ("pixels", "state")
@@ -153,7 +153,7 @@ class RLConfig:
         return replace(self.task_options(), oracle=oracle, steps_after_success=cut)
 
 
-GROUPS = {"env": tuple(TASK_NAMES), "backbone": tuple(BACKBONES), "preset": tuple(PRESETS)}
+GROUPS = {"env": tuple(TASK_NAMES), "backbone": NAMES, "preset": tuple(PRESETS)}
 
 
 def register() -> None:

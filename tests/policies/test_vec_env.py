@@ -79,7 +79,7 @@ def test_time_limit_bootstrap_can_be_switched_off() -> None:
 
 def test_observations_do_not_share_memory_with_the_task_or_each_other() -> None:
     task = FakeTask(4, "pixels", max_episode_length=50)
-    env = TaskVecEnv(task, PixelObserver((16, 16, 3), 18))
+    env = TaskVecEnv(task, PixelObserver((3, 16, 16), 18))
     first = env.reset()
     kept = {key: value.copy() for key, value in first.items()}
     second, *_ = env.step(OUTWARD)

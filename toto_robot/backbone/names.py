@@ -12,6 +12,7 @@ from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
 from toto_robot.backbone.frozen import FrozenBackbone
 from toto_robot.backbone.models import MODELS, config_from_json, make_model
+from toto_robot.backbone.pixels import Pixels
 from toto_robot.backbone.tokenizers import TokenEncoder, make_encoder
 from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
 
@@ -25,6 +26,8 @@ BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are 
     "toto-mamba-tiny": ("mamba-tiny", "tiny"),
     "toto-mamba-290m": ("mamba-290m", "dalle"),
 }
+CNN = "cnn"
+NAMES = (*BACKBONES, CNN)  # all that `load_backbone` knows
 PACKAGED = Path(__file__).parent / "pretrained"
 RANDOM_SEED = 0
 RESOLUTION, CONTEXT = 128, 16  # px, frames: the paper's, where a file does not say
@@ -162,8 +165,8 @@ def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, Ca
 def check_name(name: str) -> str:
     """The row of `MODELS` that a backbone's name stands for."""
     if name not in BACKBONES:
-        known = ", ".join(BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, BACKBONES)}")
+        known = ", ".join(NAMES)
+        raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, NAMES)}")
     return BACKBONES[name][0]
 
 
@@ -188,7 +191,8 @@ def load_backbone(
     """A frozen backbone by name.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `NAMES`. "cnn" is none: it hands out frames and declares itself trainable
+            (see pixels.py); of the options below only `device` is for it.
         weights: a .safetensors file (its .json beside it), a folder, a hub repository "org/name",
             or "random" for untrained features on purpose. None: the local cache
             ($TOTO_ROBOT_CACHE or ~/.cache/toto_robot), then what is packaged.
@@ -205,6 +209,8 @@ def load_backbone(
         WeightsNotFoundError: there are no weights; the message says how to get some.
         ValueError: unknown name, layer, readout or precision; damaged or mismatched weights.
     """
+    if name == CNN:  # it has what policies use of a FrozenBackbone
+        return Pixels(RESOLUTION, readout, device)  # pyright: ignore[reportReturnType]
     if precision == "int8" and torch.device(device).type != "cpu":
         raise ValueError(f"precision=int8 is for CPUs, not device={device}; use bfloat16 there")
     size = check_name(name)

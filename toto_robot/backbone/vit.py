@@ -84,6 +84,8 @@ class ViT(nn.Module):
             )
             for _ in range(config.layers)
         )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(config.std), persistent=False)
 
