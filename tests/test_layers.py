@@ -29,6 +29,8 @@ PINNED = {
     "robomimic": ("policies/",),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),
+    "rliable": ("toto_robot/report_curves.py",),
+    "jinja2": ("toto_robot/report.py",),
 }
 
 
