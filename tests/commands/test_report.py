@@ -79,10 +79,10 @@ def test_the_bootstrap_by_hand() -> None:
 def test_the_bootstrap_is_fixed_and_leaves_numpys_generator_alone() -> None:
     scores = np.random.default_rng(0).uniform(size=(5, 1, 3))
     np.random.seed(7)
-    before = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # type: ignore[call-overload]
     first, again = bootstrap(scores, "iqm", 200), bootstrap(scores, "iqm", 200)
     assert (first[1] == again[1]).all()
-    assert (np.random.get_state()[1] == before).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # type: ignore[call-overload]
 
 
 def test_a_curve_covers_what_all_seeds_have_reached(tmp_path: Path) -> None:
