@@ -18,10 +18,10 @@ class Towards:
     """Walks to the origin; remembers nothing."""
 
     def __init__(self, speed: float = 1.0):
-        self.speed, self.resets = speed, 0
+        self.speed, self.forgotten = speed, []
 
-    def reset(self) -> None:
-        self.resets += 1
+    def reset(self, worlds: torch.Tensor | None = None) -> None:
+        self.forgotten.append(None if worlds is None else worlds.tolist())
 
     def act(self, obs: Any) -> torch.Tensor:
         actions = torch.zeros(len(obs["states"]), 9)
@@ -73,6 +73,12 @@ def test_what_an_episode_says() -> None:
     (episode,) = run(Lost(1, max_episode_length=7), [(5, 2)])
     assert (episode.seed, episode.world, episode.length) == (5, 2, 7)
     assert episode.success and not episode.at_end and episode.success_step == 4
+
+
+def test_a_policy_that_remembers_is_told_of_every_end() -> None:
+    policy: Any = Towards()
+    evaluate(policy, FakeTask(2, max_episode_length=3), [(1, 0), (1, 1), (1, 2), (1, 3)])
+    assert policy.forgotten == [None, [], [], [0, 1], [], [], [0, 1]]
 
 
 def test_a_stop_returns_what_is_finished() -> None:
