@@ -90,9 +90,11 @@ class RLConfig:
     seed: int = 0
     device: str = "auto"  # of backbone and policy; auto: a GPU if there is one
     resume: str | None = None  # a run folder
-    # At the end, on fresh seeds. None: 200 from state and after 1,000,000 steps or more, else 64
-    # (one episode from pixels is up to 500 frames: 200 would take as long as the training).
+    # At the end, on fresh seeds. None: 64 after less than 1,000,000 steps from pixels, 200 else. One
+    # episode from pixels is up to 500 frames: 200 would take as long as the training, unless they
+    # end at success (None: so after algo=dagger), which leaves "success at the end" unknown.
     eval_episodes: int | None = None
+    eval_stop_at_success: bool | None = None
     film_episodes: int = 4  # 0: no film
     # Of torch. None: from pixels as torch chooses; from state 1, since the networks are small and
     # physics has threads of its own (measured on 2 busy cores: 6,000 steps/s with 1, 650 with 2).
@@ -108,9 +110,11 @@ class RLConfig:
             self.num_envs = DEFAULT_NUM_ENVS[self.obs]
         if self.total_steps is None:
             self.total_steps = DEFAULT_TOTAL_STEPS[self.obs]
+        if self.eval_stop_at_success is None:
+            self.eval_stop_at_success = self.algo == "dagger"
         if self.eval_episodes is None:
-            long = self.obs == "state" or self.total_steps >= 1_000_000
-            self.eval_episodes = 200 if long else 64
+            short = self.obs == "pixels" and self.total_steps < 1_000_000
+            self.eval_episodes = 64 if short and not self.eval_stop_at_success else 200
         if self.threads is None and self.obs == "state":
             self.threads = 1
         if self.algo == "dagger":

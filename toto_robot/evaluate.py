@@ -100,6 +100,7 @@ def evaluate_best(
     plan = EvaluateConfig(
         policy=(str(checkpoint),),
         episodes=config.eval_episodes or 1,
+        stop_at_success=bool(config.eval_stop_at_success),
         film_episodes=config.film_episodes,
     )
     print(f"Evaluating {checkpoint} for {plan.episodes} episodes on fresh seeds …")
@@ -107,7 +108,8 @@ def evaluate_best(
         row = run_suite(subject, NONE, plan, lambda: not stop.requested)
     if row is None:
         print(f"Stopped; finished episodes are kept. To go on:\n"
-              f"  python -m toto_robot.evaluate run={folder} episodes={plan.episodes}")  # fmt: skip
+              f"  python -m toto_robot.evaluate run={folder} episodes={plan.episodes}"
+              f" stop_at_success={str(plan.stop_at_success).lower()}")  # fmt: skip
         return
     print(describe(row))
     print(f"All results: {folder}")
