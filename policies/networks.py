@@ -98,6 +98,11 @@ class FeatureReadout(BaseFeaturesExtractor):
         return torch.cat([read, self.proprio(observations["proprio"])], dim=1)
 
 
+def of_critic(name: str) -> bool:
+    """Whether a parameter of `ActorCritic` is the critic's own (a shared read-out is not)."""
+    return name.startswith(("mlp_extractor.value_net.", "value_net."))
+
+
 class OracleReadout(BaseFeaturesExtractor):
     """What an asymmetric critic reads: the oracle vector [B, O] as it is."""
 
@@ -152,7 +157,7 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
     kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)},
         "activation_fn": nn.SELU,
-        "log_std_init": config.log_std_init,
+        "log_std_init": config.log_std_init or 0.0,
         "std_power": config.std_power,
         # Orthogonal, gain sqrt(2) and 0.01 / 1.0 for the last layers. It reaches the linear layers
         # of the read-out, not queries or position embeddings (bare parameters).

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
 from policies.feature_vec_env import feature_space, observer_of
-from policies.networks import ActorCritic, policy_kwargs
+from policies.networks import ActorCritic, of_critic, policy_kwargs
 from policies.ppo_config import PPOConfig
 from policies.vec_env import Observer, PixelObserver, StateObserver, TaskObs
 
@@ -126,6 +126,40 @@ def load_weights(folder: Path, net: ActorCriticPolicy) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])
+
+
+def start_from(folder: Path | str, net: ActorCriticPolicy, backbone: Any = None) -> bool:
+    """Copy the policy in `folder` into `net`: read-out and actor, and the critic if it has one of
+    the same kind, which is returned. The noise (`log_std`) stays that of `net`.
+
+    Raises ValueError unless read-out and actor fit and the backbone is the one they were trained on.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    if (spec.backbone is None) != (backbone is None):
+        raise ValueError(f"policy in {folder} reads {spec.obs}, this run does not")
+    if spec.backbone is not None:
+        check_backbone(spec.backbone, backbone, folder)
+    saved = load_file(folder / "policy.safetensors")
+    own = dict(net.named_parameters())
+    shapes = {n: (_shape(saved, n), _shape(own, n)) for n in saved.keys() | own.keys()}
+    differ = {n for n, (theirs, ours) in shapes.items() if theirs != ours}
+    if wrong := sorted(n for n in differ if not of_critic(n)):
+        n = wrong[0]
+        raise ValueError(
+            f"policy in {folder} does not fit this run in {wrong}: {n} is {shapes[n][0]}, expected "
+            f"{shapes[n][1]}. It was made with ppo.hidden={spec.ppo.hidden} "
+            f"ppo.pool={spec.ppo.pool} ppo.history={spec.ppo.history}"
+        )
+    with torch.no_grad():
+        for name in saved.keys() - {"log_std"}:
+            if not (differ and of_critic(name)):
+                own[name].copy_(saved[name])
+    return not differ
+
+
+def _shape(weights: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
 
 
 def check_backbone(record: BackboneRecord, backbone: Any, folder: Path | str) -> None:

@@ -26,7 +26,10 @@ class PPOConfig:
     # adaptive: follows the KL; constant.
     lr_schedule: str = "cosine"
     desired_kl: float = 0.01  # of one minibatch, for lr_schedule=adaptive
-    log_std_init: float = 0.0
+    # With `init=` the policy knows what to do: small noise, and iterations in which the critic alone
+    # learns (else the policy would be spoilt by advantages of a critic that knows nothing).
+    log_std_init: float | None = None  # None: 0, with init=: -1
+    critic_warmup: int | None = None  # iterations; None: 0, with init=: 10
     hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
     pool: str = "attention"  # read-out of token grids: attention, mean, conv
     num_queries: int = 8  # of the attention read-out
@@ -54,6 +57,8 @@ class PPOConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
+        if (self.critic_warmup or 0) < 0:
+            raise ValueError(f"ppo.critic_warmup={self.critic_warmup}: expected at least 0")
         for name, valid in (("lr_schedule", LR_SCHEDULES), ("pool", POOLS)):
             if getattr(self, name) not in valid:
                 raise ValueError(

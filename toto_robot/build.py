@@ -12,7 +12,7 @@ from policies.dagger import DAgger
 from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
 from policies.learner import Learner
-from policies.policy import BackboneRecord, PolicySpec, build_net
+from policies.policy import BackboneRecord, PolicySpec, build_net, read_spec, start_from
 from policies.ppo import make_ppo
 from policies.teacher import Expert, load_teacher
 from policies.vec_env import StateObserver, TaskVecEnv
@@ -68,8 +68,20 @@ def make_learner(
 ) -> Learner:
     """What `algo=` names, over the worlds of `task`; files that it needs lie in `folder`."""
     if config.algo == "dagger":
-        return make_dagger(config, folder, task, backbone, policy_spec)
-    return make_ppo(wrap(task, backbone, config), config.ppo, config.seed, pick_device(config))
+        learner: Learner = make_dagger(config, folder, task, backbone, policy_spec)
+    else:
+        env = wrap(task, backbone, config)
+        learner = make_ppo(env, config.ppo, config.seed, pick_device(config))
+    if config.init and not config.resume and not start_from(config.init, learner.policy, backbone):
+        print(f"{config.init} has no critic that fits here: it starts anew.")
+    return learner
+
+
+def check_init(config: RLConfig, backbone: Any) -> None:
+    """Raises FileNotFoundError or ValueError, before anything slow, unless `init=` fits this run."""
+    if config.init and not config.resume:
+        likewise = replace(read_spec(Path(config.init)), ppo=config.ppo)
+        start_from(config.init, build_net(likewise), backbone)
 
 
 def make_dagger(

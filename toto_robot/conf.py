@@ -90,6 +90,7 @@ class RLConfig:
     seed: int = 0
     device: str = "auto"  # of backbone and policy; auto: a GPU if there is one
     resume: str | None = None  # a run folder
+    init: str | None = None  # a policy folder, for example <run>/checkpoints/best: start from it
     # At the end, on fresh seeds. None: 64 after less than 1,000,000 steps from pixels, 200 else. One
     # episode from pixels is up to 500 frames: 200 would take as long as the training, unless they
     # end at success (None: so after algo=dagger), which leaves "success at the end" unknown.
@@ -117,6 +118,10 @@ class RLConfig:
             self.eval_episodes = 64 if short and not self.eval_stop_at_success else 200
         if self.threads is None and self.obs == "state":
             self.threads = 1
+        if self.ppo.log_std_init is None:
+            self.ppo.log_std_init = -1.0 if self.init else 0.0
+        if self.ppo.critic_warmup is None:
+            self.ppo.critic_warmup = 10 if self.init else 0
         if self.algo == "dagger":
             self._derive_dagger()
         for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):

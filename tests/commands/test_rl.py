@@ -16,6 +16,7 @@ from policies.policy import load_policy
 from policies.ppo import PPO
 from toto_robot import backbone as backbones
 from toto_robot import rl
+from toto_robot.build import check_init
 from toto_robot.conf import check_config, register
 from toto_robot.runs import read_metrics
 
@@ -214,3 +215,34 @@ def test_histories_of_dagger_need_every_frame() -> None:
     with pytest.raises(ValueError, match="expected dagger.action_repeat=1"):
         small("algo=dagger", "ppo.history=2")
     small("algo=dagger", "ppo.history=2", "dagger.action_repeat=1")
+
+
+def test_ppo_goes_on_from_a_dagger_policy(
+    doubles: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    backbone, student = doubles.FakeBackbone(), tmp_path / "student/checkpoints/last"
+    rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path / "expert", None)
+    words = ["algo=dagger", f"dagger.expert={tmp_path}/expert/checkpoints/last", "total_steps=64"]
+    rl.train(small(*words, "film_episodes=0"), tmp_path / "student", backbone)
+    config = small(f"init={student}", "total_steps=64", "ppo.asymmetric=true", "film_episodes=0")
+    assert (config.ppo.critic_warmup, config.ppo.log_std_init) == (10, -1.0)
+    check_init(config, backbone)
+    rl.train(config, tmp_path / "tuned", backbone)
+    assert "no critic that fits here: it starts anew" in capsys.readouterr().out
+    tuned = load_policy(tmp_path / "tuned/checkpoints/last", backbone)
+    obs = envs.make(
+        task="franka_pick", num_envs=3, seed=1, obs="pixels", image_size=16, oracle=False
+    ).reset()
+    assert torch.equal(tuned.act(obs), load_policy(student, backbone).act(obs))  # warming up
+
+
+def test_an_init_that_does_not_fit_stops_before_the_simulator(
+    doubles: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="no policy in"):
+        check_init(small(f"init={tmp_path}"), doubles.FakeBackbone())
+    rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path, None)
+    init = f"init={tmp_path}/checkpoints/last"
+    check_init(small("obs=state", init), None)
+    with pytest.raises(ValueError, match=r"ppo.hidden=\[8\]"):
+        check_init(small("obs=state", init, "ppo.hidden=[9]"), None)

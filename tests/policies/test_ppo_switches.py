@@ -1,5 +1,6 @@
 """Switches of PPOConfig: learning-rate schedules, random phase; our update against SB3's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,19 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from fake_task import FakeTask
+from fake_task import FakeBackbone, FakeTask
 from test_ppo import SMALL, run, state_ppo, weights
 
-from policies.networks import ActorCritic
-from policies.policy import PolicySpec, build_net
+from policies.networks import ActorCritic, of_critic
+from policies.policy import (
+    BackboneRecord,
+    Policy,
+    PolicySpec,
+    build_net,
+    load_policy,
+    save_policy,
+    start_from,
+)
 from policies.ppo import PPO, PPOConfig, adapted_learning_rate
 from policies.ppo_config import POOLS, PRESETS
 from policies.vec_env import StateObserver, TaskVecEnv
@@ -194,3 +203,68 @@ def test_a_convolution_wants_a_square_grid() -> None:
     spec = PolicySpec("x", "pixels", 34, 18, 9, [15, 8], ppo=PPOConfig(pool="conv"))
     with pytest.raises(ValueError, match="square grid of tokens, the features have 15"):
         build_net(spec)
+
+
+def saved_policy(folder: Path, config: PPOConfig = SMALL, steps: int = 64) -> PPO:
+    ppo = run(state_ppo(config=config), steps)
+    save_policy(folder, ppo.policy, PolicySpec("x", "state", 34, 18, 9, ppo=config))
+    return ppo
+
+
+def test_a_critic_warm_up_leaves_the_actor_alone(tmp_path: Path) -> None:
+    saved_policy(tmp_path)
+    ppo = state_ppo(seed=5, config=replace(SMALL, critic_warmup=2, log_std_init=-1.0))
+    assert start_from(tmp_path, ppo.policy)
+    before, began = weights(ppo), load_policy(tmp_path)
+    obs = FakeTask(4).reset()
+    run(ppo, 320, until=64)  # two iterations
+    after = weights(ppo)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved == {n for n in before if of_critic(n)} and len(moved) >= 4
+    assert ppo.policy.log_std.tolist() == [-1.0] * 9
+    assert torch.equal(Policy(ppo.policy, began.spec, began.observer).act(obs), began.act(obs))
+    run(ppo, 320, until=96)
+    assert all(not torch.equal(after[n], value) for n, value in weights(ppo).items())
+
+
+def test_init_takes_actor_and_critic_but_not_the_noise(tmp_path: Path) -> None:
+    source = saved_policy(tmp_path, replace(SMALL, log_std_init=-2.0))
+    other = state_ppo(seed=7)
+    assert start_from(tmp_path, other.policy)
+    for name, value in weights(other).items():
+        assert torch.equal(value, weights(source)[name]) == (name != "log_std"), name
+
+
+def test_init_without_a_critic_that_fits_says_so(tmp_path: Path) -> None:
+    backbone = FakeBackbone()
+    plain = PolicySpec("x", "pixels", 34, 18, 9, [16, 8], ppo=SMALL, backbone=record_of(backbone))
+    save_policy(tmp_path, build_net(plain), plain)
+    net = build_net(replace(plain, ppo=replace(SMALL, asymmetric=True)))
+    assert start_from(tmp_path, net, backbone) is False
+    source = load_policy(tmp_path, backbone).net
+    torch.testing.assert_close(net.state_dict()["action_net.weight"], source.action_net.weight)
+    with pytest.raises(
+        ValueError, match="does not fit this run in .*ppo.pool=attention ppo.history=1"
+    ):
+        start_from(tmp_path, build_net(replace(plain, ppo=replace(SMALL, pool="mean"))), backbone)
+    with pytest.raises(ValueError, match="was trained on toto-tiny with weights"):
+        start_from(tmp_path, net, FakeBackbone(1))
+    with pytest.raises(ValueError, match="reads pixels, this run does not"):
+        start_from(tmp_path, net, None)
+
+
+def record_of(backbone: FakeBackbone) -> BackboneRecord:
+    return BackboneRecord(backbone.name, backbone.weights_hash, layer=1)
+
+
+def test_folders_from_before_the_switches_still_load(tmp_path: Path) -> None:
+    source = saved_policy(tmp_path)
+    path = tmp_path / "policy.json"
+    spec = json.loads(path.read_text())
+    first = "num_steps epochs minibatches gamma gae_lambda clip_range value_coef entropy_coef"
+    kept = f"{first} max_grad_norm learning_rate log_std_init hidden num_queries".split()
+    spec["ppo"] = {k: spec["ppo"][k] for k in kept} | {"log_std_init": 0.0}
+    path.write_text(json.dumps(spec))
+    policy, obs = load_policy(tmp_path), FakeTask(4).reset()
+    expected = Policy(source.policy, policy.spec, policy.observer).act(obs)
+    assert torch.equal(policy.act(obs), expected)
