@@ -118,10 +118,7 @@ class RLConfig:
             self.eval_episodes = 64 if short and not self.eval_stop_at_success else 200
         if self.threads is None and self.obs == "state":
             self.threads = 1
-        if self.ppo.log_std_init is None:
-            self.ppo.log_std_init = -1.0 if self.init else 0.0
-        if self.ppo.critic_warmup is None:
-            self.ppo.critic_warmup = 10 if self.init else 0
+        self._derive_start()
         if self.algo == "dagger":
             self._derive_dagger()
         for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):
@@ -136,6 +133,13 @@ class RLConfig:
                 f"num_envs={self.num_envs} x ppo.num_steps={self.ppo.num_steps} does not divide "
                 f"into ppo.minibatches={self.ppo.minibatches}"
             )
+
+    def _derive_start(self) -> None:
+        """Noise and warm-up, by whether the policy starts from a trained one."""
+        if self.ppo.log_std_init is None:
+            self.ppo.log_std_init = -1.0 if self.init else 0.0
+        if self.ppo.critic_warmup is None:
+            self.ppo.critic_warmup = 10 if self.init else 0
 
     def _derive_dagger(self) -> None:
         if self.obs != "pixels":
