@@ -7,8 +7,10 @@ from typing import Any
 
 import av
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from policies.demonstrations import Demonstration
 from policies.evaluation import Episode
 
 GREEN, RED, WHITE = (40, 170, 60), (200, 50, 40), (255, 255, 255)
@@ -147,3 +149,48 @@ def picture_grid(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -
     """PNG of titled rows of pictures uint8 [H, W, 3]."""
     named = [_bar(np.concatenate(list(row), axis=1), title, (60, 60, 60)) for title, row in rows]
     Image.fromarray(np.concatenate(named, axis=0)).save(str(path))
+
+
+def film_demonstrations(
+    path: Path, demos: Sequence[Demonstration], rate_hz: float, size_px: int = 192, every: int = 2
+) -> None:
+    """H.264 film of recorded demonstrations, cameras side by side, one tile each.
+
+    What has ended stands still, framed green (success) or red.
+    """
+    length = max(len(demo) for demo in demos) + round(rate_hz)  # a second for the last outcome
+    columns = 1 if len(demos) == 1 else 2
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=max(1, round(rate_hz / every)))
+        stream.pix_fmt = "yuv420p"
+        for step in range(0, length, every):
+            tiles = [_demonstration_tile(demo, step, rate_hz, size_px) for demo in demos]
+            frame = _grid(tiles, columns)
+            if step == 0:
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _demonstration_tile(
+    demo: Demonstration, step: int, rate_hz: float, size_px: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One step of a demonstration; after its end the last one, framed by the outcome."""
+    last, images = step >= len(demo) - 1, []
+    for camera in demo.images.values():
+        picture = Image.fromarray(camera[min(step, len(demo) - 1)])
+        images.append(np.asarray(picture.resize((size_px, size_px), Image.Resampling.NEAREST)))
+    tile = np.concatenate(images, axis=1).copy()
+    seconds, colour, word = min(step, len(demo)) / rate_hz, (60, 60, 60), ""
+    if last:
+        colour, word = (GREEN, "success, ") if demo.success else (RED, "failure, ")
+        tile[:4] = tile[-4:] = tile[:, :4] = tile[:, -4:] = colour
+    return _bar(tile, f"{word}{seconds:.1f} s", colour)
+
+
+def _grid(tiles: Sequence[np.ndarray], columns: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Tiles of one size in rows, with even sides, as yuv420p needs them."""
+    full = [*tiles, *[np.zeros_like(tiles[0])] * (-len(tiles) % columns)]
+    rows = [np.concatenate(full[i : i + columns], 1) for i in range(0, len(full), columns)]
+    frame = np.concatenate(rows, 0)
+    return np.ascontiguousarray(frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2])

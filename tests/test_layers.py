@@ -27,6 +27,7 @@ PINNED = {
     "omegaconf": ("toto_robot/",),
     "pyrealsense2": ("real_world/realsense.py",),
     "robomimic": ("policies/",),
+    "h5py": ("policies/demonstrations.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),
     "rliable": ("toto_robot/report_curves.py",),
