@@ -20,7 +20,10 @@ from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
 
 Readout = Literal["grid", "mean", "last", "tokens"]
-CHUNK = 64  # frames in flight, to bound memory
+# Frames in flight, to bound memory. On a CPU few: what 16 frames need of it stays mapped, what 64
+# need is fetched from the system for every operation (toto-tiny's trunk took a third longer).
+CHUNK = {"cpu": 16}
+CHUNK_ELSEWHERE = 64
 
 Frames = UInt8[Tensor, "B H W 3"] | UInt8[Tensor, "B T H W 3"] | UInt8[np.ndarray, "*shape"]
 
@@ -151,7 +154,7 @@ class FrozenBackbone(nn.Module):
         if self._compiled is None:
             features = self.from_codes(self.encode(videos))
         else:
-            chunks = videos.split(max(1, CHUNK // videos.shape[1]))
+            chunks = videos.split(self._rows(videos.shape[1]))
             features = torch.cat([self._compiled(self._to_device(chunk)) for chunk in chunks])
         return features if frames.ndim == 5 else features.squeeze(1)
 
@@ -178,7 +181,7 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def from_codes(self, codes: Shaped[Tensor, "B T h w *P"]) -> Float[Tensor, "B T *features"]:
         """What `forward` gives for videos whose codes (`tokenize`) are there already."""
-        chunks = codes.split(max(1, CHUNK // codes.shape[1]))
+        chunks = codes.split(self._rows(codes.shape[1]))
         return torch.cat([self.read_out(self._states(chunk, self.layer)[-1]) for chunk in chunks])
 
     def stream(
@@ -202,7 +205,7 @@ class FrozenBackbone(nn.Module):
         """
         codes = self.encode(frames)
         depth = self.trunk.config.layers
-        chunks = [self._states(c, depth) for c in codes.split(max(1, CHUNK // codes.shape[1]))]
+        chunks = [self._states(c, depth) for c in codes.split(self._rows(codes.shape[1]))]
         return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
 
     @torch.no_grad()
@@ -224,9 +227,14 @@ class FrozenBackbone(nn.Module):
         """What the trunk reads, always with a time axis: codes, or patches of pixels."""
         videos = check_frames(frames)
         # In float32: rounding would turn one code in sixty into another, machine by machine.
-        chunks = videos.flatten(0, 1).unsqueeze(1).split(CHUNK)
+        chunks = videos.flatten(0, 1).unsqueeze(1).split(self._rows(1))
         codes = [self.encoder.encode(self._to_device(chunk)[:, 0]) for chunk in chunks]
         return torch.cat(codes).unflatten(0, videos.shape[:2])
+
+    def _rows(self, frames: int) -> int:
+        """Videos of so many frames that are encoded at a time."""
+        device = self.trunk.embedding.weight.device.type
+        return max(1, CHUNK.get(device, CHUNK_ELSEWHERE) // frames)
 
     def _to_device(self, videos: UInt8[Tensor, "B T H W 3"]) -> UInt8[Tensor, "B T R R 3"]:
         """On the trunk's device and resized."""
