@@ -31,6 +31,8 @@ class DAggerConfig:
     """Options of `algo=dagger`."""
 
     expert: str = "teacher"  # the packaged one; "scripted"; or a policy folder
+    # Default of total_steps, and the length of the first part of algo=dagger+ppo: environment steps.
+    first_steps: int = 160_000
     num_steps: int = 16  # labelled frames per world, between two updates
     action_repeat: int = 2  # control steps per labelled frame, in training alone (see `DAgger`)
     expert_share: float = 0.3  # part of the run over which the expert's episodes become none
@@ -41,7 +43,14 @@ class DAggerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "action_repeat", "replays", "batch_size", "learning_rate"):
+        for name in (
+            "first_steps",
+            "num_steps",
+            "action_repeat",
+            "replays",
+            "batch_size",
+            "learning_rate",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"dagger.{name}={getattr(self, name)}: expected more than 0")
         if not 0 <= self.expert_share <= 1:

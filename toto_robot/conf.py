@@ -26,7 +26,7 @@ from policies.dagger import DAggerConfig
 from policies.ppo_config import PRESETS, PPOConfig
 from toto_robot.backbone import NAMES
 
-ALGOS = ("ppo", "dagger")
+ALGOS = ("ppo", "dagger", "dagger+ppo")
 OBS = ("pixels", "state")
 READOUTS = ("grid", "mean", "last", "tokens")
 CAMERAS = ("wrist", "third_person")
@@ -110,7 +110,8 @@ class RLConfig:
         if self.num_envs is None:
             self.num_envs = DEFAULT_NUM_ENVS[self.obs]
         if self.total_steps is None:
-            self.total_steps = DEFAULT_TOTAL_STEPS[self.obs]
+            dagger = self.algo == "dagger"
+            self.total_steps = self.dagger.first_steps if dagger else DEFAULT_TOTAL_STEPS[self.obs]
         if self.eval_stop_at_success is None:
             self.eval_stop_at_success = self.algo == "dagger"
         if self.eval_episodes is None:
@@ -119,7 +120,7 @@ class RLConfig:
         if self.threads is None and self.obs == "state":
             self.threads = 1
         self._derive_start()
-        if self.algo == "dagger":
+        if self.algo.startswith("dagger"):
             self._derive_dagger()
         for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):
             _at_least(name, getattr(self, name), 1)
@@ -135,22 +136,23 @@ class RLConfig:
             )
 
     def _derive_start(self) -> None:
-        """Noise and warm-up, by whether the policy starts from a trained one."""
+        """Noise and warm-up, by whether PPO starts from a trained policy."""
+        trained = self.init or self.algo == "dagger+ppo"
         if self.ppo.log_std_init is None:
-            self.ppo.log_std_init = -1.0 if self.init else 0.0
+            self.ppo.log_std_init = -1.0 if trained else 0.0
         if self.ppo.critic_warmup is None:
-            self.ppo.critic_warmup = 10 if self.init else 0
+            self.ppo.critic_warmup = 10 if trained else 0
 
     def _derive_dagger(self) -> None:
         if self.obs != "pixels":
-            raise ValueError(f"algo=dagger learns from pixels, got obs={self.obs}")
+            raise ValueError(f"algo={self.algo} learns from pixels, got obs={self.obs}")
         if self.ppo.history > 1 and self.dagger.action_repeat > 1:
             raise ValueError(
                 f"ppo.history={self.ppo.history} with dagger.action_repeat="
                 f"{self.dagger.action_repeat}: the frames of a history would lie further apart in "
                 "training than in evaluation; expected dagger.action_repeat=1"
             )
-        if self.env.steps_after_success is None:
+        if self.env.steps_after_success is None and self.algo == "dagger":
             self.env.steps_after_success = 30
 
     def task_options(self) -> TaskOptions:

@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,41 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     """The whole run. `backbone`: a FrozenBackbone, None for obs=state. Writes into `folder`."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.algo != "dagger+ppo":
+        train_part(config, folder, backbone, gl_renderer)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
+    for part, place in parts_of(config, folder):
+        done = (place / "eval.json").exists()
+        if not done and not train_part(part, place, backbone, gl_renderer, go_on=folder):
+            return
+
+
+def parts_of(config: RLConfig, folder: Path) -> list[tuple[RLConfig, Path]]:
+    """algo=dagger+ppo as two runs: DAgger in `folder/dagger`, then PPO from its policy in
+    `folder/ppo`. What was begun is resumed."""
+    parts = []
+    for algo, more in (
+        ("dagger", {"total_steps": config.dagger.first_steps}),
+        ("ppo", {"init": str(folder / "dagger/checkpoints/last")}),
+    ):
+        place = folder / algo
+        begun = (place / "checkpoints/last").exists()
+        resume = str(place) if begun else None
+        part = replace(deepcopy(config), algo=algo, resume=resume, **more)  # type: ignore[arg-type]
+        parts.append((part, place))
+    return parts
+
+
+def train_part(
+    config: RLConfig,
+    folder: Path,
+    backbone: Any,
+    gl_renderer: str = "unknown",
+    go_on: Path | None = None,
+) -> bool:
+    """One learner from beginning to evaluation. False if stopped; `go_on` is what to resume then."""
     stamp = UNTRAINED if backbone is not None and backbone.untrained else ""
     last = folder / "checkpoints/last"
     progress = load_progress(last) if config.resume else {"steps": 0, "best": [-1.0, -1e30]}
@@ -101,7 +137,8 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
     write_environment(folder / "env.txt", gl_renderer=gl_renderer)
 
-    finished = learn(config, folder, learner, policy_spec, progress, stamp)
+    round_steps = task.num_envs * task.max_episode_length
+    finished = learn(config, folder, learner, policy_spec, progress, stamp, round_steps)
     task.close()
     title = f"{config.env.name}, {backbone.name if backbone else 'state'}, seed {config.seed}"
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
@@ -110,7 +147,8 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
         evaluate_best(config, folder, chosen, backbone, stamp)
     else:
         print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
-        print(f"  python -m toto_robot.rl resume={folder}")
+        print(f"  python -m toto_robot.rl resume={go_on or folder}")
+    return finished
 
 
 def learn(
@@ -120,8 +158,14 @@ def learn(
     policy_spec: PolicySpec,
     progress: dict[str, Any],
     stamp: str,
+    round_steps: int,
 ) -> bool:
-    """Iterate the learner up to `total_steps`, reporting and saving. False if stopped by a signal."""
+    """Iterate the learner up to `total_steps`, reporting and saving. False if stopped by a signal.
+
+    No checkpoint is called the best within `round_steps` of a start: short episodes end first, and
+    where success cuts them they are successes all.
+    """
+    settled = learner.num_timesteps + round_steps
     total_steps, last = config.total_steps or 0, folder / "checkpoints/last"
     metrics = Metrics(folder / "metrics.jsonl", progress["steps"] if config.resume else None)
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=learner.num_timesteps)
@@ -153,7 +197,8 @@ def learn(
             write_board(board, report, summary.numbers)
             bar.set_postfix_str(describe(report))
             score = score_of(report)
-            if score is not None and score > progress["best"]:
+            settling = learner.num_timesteps < settled
+            if score is not None and not settling and score > progress["best"]:
                 progress["best"] = score
                 save_checkpoint(folder / "checkpoints/best", learner, policy_spec, progress)
             if now_s - saved_s > CHECKPOINT_EVERY_S:
@@ -186,6 +231,8 @@ def run_dir_is_free(folder: Path, config: RLConfig) -> None:
             f"a resumed run goes on in its own folder: leave out hydra.run.dir (got {folder})"
         )
     checkpoint = folder / "checkpoints/last"
+    if config.algo == "dagger+ppo":
+        checkpoint = folder / "dagger/checkpoints/last"
     if not checkpoint.exists() and not checkpoint.with_name("last.old").exists():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} is missing")
 

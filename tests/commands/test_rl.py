@@ -194,6 +194,27 @@ def test_dagger_learns_from_a_policy_folder_and_resumes(
     assert load_policy(run / "checkpoints/last", backbone).spec.algo == "dagger"
 
 
+def test_dagger_then_ppo_are_two_runs_and_go_on_where_they_were(
+    doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path / "expert", None)
+    words = ["algo=dagger+ppo", "dagger.first_steps=128", "dagger.action_repeat=1",
+             f"dagger.expert={tmp_path}/expert/checkpoints/last", "total_steps=128"]  # fmt: skip
+    backbone, run = doubles.FakeBackbone(), tmp_path / "both"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 64, signal.SIGINT)  # in the second part
+        rl.train(small(*words), run, backbone)
+    assert f"resume={run}\n" in capsys.readouterr().out
+    first = (run / "dagger/metrics.jsonl").read_text()
+    assert not (run / "ppo/eval.json").exists()
+    rl.train(small(*words, f"resume={run}"), run, backbone)
+    assert (run / "dagger/metrics.jsonl").read_text() == first
+    assert json.loads((run / "ppo/eval.json").read_text())["episodes"] == 6
+    student = load_policy(run / "dagger/checkpoints/last", backbone).net
+    assert load_policy(run / "ppo/checkpoints/last", backbone).net.log_std.mean() < -0.5
+    assert student.log_std.mean() > -1.5
+
+
 def test_dagger_from_state_is_refused() -> None:
     with pytest.raises(ValueError, match="learns from pixels, got obs=state"):
         small("algo=dagger", "obs=state")
