@@ -108,6 +108,9 @@ class FeatureObserver:
             self._history.reset(worlds)
 
     def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
+        return {key: to_numpy(value) for key, value in self.see(obs, ended).items()}
+
+    def see(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, Tensor]:
         frames = obs["obs"]
         if frames.dtype != torch.uint8 or frames.ndim != 4:
             raise ValueError(
@@ -126,8 +129,8 @@ class FeatureObserver:
             )
         if self._history is not None:
             half = self._history.push(half, ended)
-        seen = {"features": to_numpy(half), "proprio": to_numpy(obs["states"])}
-        return seen | ({ORACLE: to_numpy(obs[ORACLE])} if self._privileged else {})
+        seen = {"features": half, "proprio": obs["states"].clone()}
+        return seen | ({ORACLE: obs[ORACLE].clone()} if self._privileged else {})
 
 
 def observer_of(

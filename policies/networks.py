@@ -103,6 +103,12 @@ def of_critic(name: str) -> bool:
     return name.startswith(("mlp_extractor.value_net.", "value_net."))
 
 
+def train_critic_only(net: ActorCriticPolicy, only: bool) -> None:
+    """Freeze (or thaw) all but the critic: its warm-up."""
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(of_critic(name) or not only)
+
+
 class OracleReadout(BaseFeaturesExtractor):
     """What an asymmetric critic reads: the oracle vector [B, O] as it is."""
 

@@ -203,7 +203,7 @@ def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -
     return Policy(net, spec, observer)
 
 
-def build_net(spec: PolicySpec) -> ActorCriticPolicy:
+def build_net(spec: PolicySpec) -> ActorCritic:
     """A fresh network of the kind that `spec` describes."""
     space = spec.observation_space()
     actions = spaces.Box(-1.0, 1.0, (spec.num_actions,), np.float32)

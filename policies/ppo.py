@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from policies.learner import SUCCESS_WINDOW, Summary
-from policies.networks import ActorCritic, of_critic, policy_kwargs
+from policies.networks import ActorCritic, policy_kwargs, train_critic_only
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
 from policies.vec_env import TaskVecEnv
 
@@ -144,7 +144,8 @@ class PPO(stable_baselines3.PPO):
             self._update_learning_rate(self.policy.optimizer)
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
-        self._warm_up_critic()
+        warm_up = (self.config.critic_warmup or 0) * self.n_steps * self.n_envs
+        train_critic_only(self.policy, self.num_timesteps <= warm_up)
         logs: list[Tensor] = []
         for epoch in range(self.n_epochs):
             if self.config.lr_schedule == "cosine_epoch":
@@ -194,12 +195,6 @@ class PPO(stable_baselines3.PPO):
             return torch.stack(
                 [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss]
             ).detach()
-
-    def _warm_up_critic(self) -> None:
-        """In the first `critic_warmup` iterations nothing but the critic is trained."""
-        warmup = (self.config.critic_warmup or 0) * self.n_steps * self.n_envs
-        for name, parameter in self.policy.named_parameters():
-            parameter.requires_grad_(of_critic(name) or self.num_timesteps > warmup)
 
     def _order(self, samples: int) -> Tensor:
         """In which the samples of a rollout are used; as they come, 4 minibatches of 32 steps are

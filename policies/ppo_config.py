@@ -68,6 +68,16 @@ class PPOConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected 0 to 1")
 
+    def check_gpu(self) -> None:
+        """Raises ValueError for what `algo=ppo-gpu` does not do."""
+        if self.lr_schedule == "cosine_epoch":
+            raise ValueError(
+                "algo=ppo-gpu with ppo.lr_schedule=cosine_epoch: expected cosine, adaptive or "
+                "constant"
+            )
+        if not self.shuffle:
+            raise ValueError("algo=ppo-gpu with ppo.shuffle=false: rsl_rl always shuffles")
+
 
 _MVP = {
     "time_limit_bootstrap": False,  # MVP takes a time-out for a true end

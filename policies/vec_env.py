@@ -20,6 +20,7 @@ from envs.spec import ORACLE
 
 TaskObs = Mapping[str, Tensor]
 NumpyObs = np.ndarray | dict[str, np.ndarray]
+TensorObs = Tensor | dict[str, Tensor]
 
 
 class Task(Protocol):
@@ -43,7 +44,8 @@ class Task(Protocol):
 
 
 class Observer(Protocol):
-    """Batched task observation [B, …] -> the policy's observation [B, …] as NumPy arrays.
+    """Batched task observation [B, …] -> the policy's observation [B, …]: called, as NumPy arrays;
+    `see`, as tensors that stay on their device.
 
     With `ended` (ids [K]) the last K rows of `obs` are those worlds' terminal observations, and
     their rows among the first N begin new episodes. `reset` says the same of episodes that begin
@@ -52,6 +54,7 @@ class Observer(Protocol):
 
     @property
     def space(self) -> spaces.Space: ...
+    def see(self, obs: TaskObs, ended: Tensor | None = None, /) -> TensorObs: ...
     def __call__(self, obs: TaskObs, ended: Tensor | None = None, /) -> NumpyObs: ...
     def reset(self, worlds: Tensor | None = None) -> None: ...
 
@@ -66,6 +69,9 @@ class StateObserver:
 
     def __init__(self, num_obs: int):
         self.space = spaces.Box(-np.inf, np.inf, (num_obs,), np.float32)
+
+    def see(self, obs: TaskObs, ended: Tensor | None = None) -> Tensor:
+        return obs["obs"].clone()
 
     def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> np.ndarray:
         return to_numpy(obs["obs"])
@@ -98,11 +104,14 @@ class PixelObserver:
             space[ORACLE] = spaces.Box(-np.inf, np.inf, (num_oracle,), np.float32)
         self.space = spaces.Dict(space)
 
-    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
+    def see(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, Tensor]:
         frames = obs["obs"] if self._prepare is None else self._prepare(obs["obs"])
-        image = to_numpy(frames.permute(0, 3, 1, 2).contiguous())
-        seen = {"image": image, "proprio": to_numpy(obs["states"])}
-        return seen | ({ORACLE: to_numpy(obs[ORACLE])} if self._privileged else {})
+        image = frames.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        seen = {"image": image, "proprio": obs["states"].clone()}
+        return seen | ({ORACLE: obs[ORACLE].clone()} if self._privileged else {})
+
+    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
+        return {key: to_numpy(value) for key, value in self.see(obs, ended).items()}
 
     def reset(self, worlds: Tensor | None = None) -> None:
         """Nothing is remembered."""
@@ -140,8 +149,7 @@ class TaskVecEnv(VecEnv):
         """Call after `reset`: each world's episode goes on from a random point of the time limit
         (drawn from torch's random numbers). What it reaches in the rest of the time is not counted:
         its `infos` have neither `episode` nor `is_success`."""
-        clock = self.task.progress_buf
-        clock.copy_(torch.randint(self.task.max_episode_length, (self.num_envs,)))
+        scatter_phases(self.task)
         self._cut[:] = True
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -210,6 +218,11 @@ class TaskVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         return [False] * len(list(self._get_indices(indices)))
+
+
+def scatter_phases(task: Task) -> None:
+    """Put each world's clock at a random point of the time limit."""
+    task.progress_buf.copy_(torch.randint(task.max_episode_length, (task.num_envs,)))
 
 
 def to_numpy(x: Tensor | np.ndarray) -> np.ndarray:

@@ -26,6 +26,8 @@ PINNED = {
     "hydra": ("toto_robot/",),
     "omegaconf": ("toto_robot/",),
     "pyrealsense2": ("real_world/realsense.py",),
+    "rsl_rl": ("policies/ppo_gpu.py",),
+    "tensordict": ("policies/ppo_gpu.py",),
     "robomimic": ("policies/",),
     "h5py": ("policies/demonstrations.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),

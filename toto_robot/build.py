@@ -1,6 +1,7 @@
 """From options to parts: backbone, task, vec env, and what a policy folder says about itself."""
 
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def make_learner(
     """What `algo=` names, over the worlds of `task`; files that it needs lie in `folder`."""
     if config.algo == "dagger":
         learner: Learner = make_dagger(config, folder, task, backbone, policy_spec)
+    elif config.algo == "ppo-gpu":
+        learner = make_ppo_gpu(config, task, backbone, policy_spec)
     else:
         env = wrap(task, backbone, config)
         learner = make_ppo(env, config.ppo, config.seed, pick_device(config))
@@ -77,8 +80,19 @@ def make_learner(
     return learner
 
 
-def check_init(config: RLConfig, backbone: Any) -> None:
-    """Raises FileNotFoundError or ValueError, before anything slow, unless `init=` fits this run."""
+def make_ppo_gpu(config: RLConfig, task: Any, backbone: Any, policy_spec: PolicySpec) -> Learner:
+    from policies.ppo_gpu import PPOGPU  # an extra, see `check_learner`
+
+    torch.manual_seed(config.seed)
+    net = build_net(policy_spec).to(pick_device(config))
+    return PPOGPU(task, wrap(task, backbone, config).observer, net, config.ppo, config.seed)
+
+
+def check_learner(config: RLConfig, backbone: Any) -> None:
+    """Raises FileNotFoundError or ValueError, before anything slow, unless what `algo=` needs is
+    installed and `init=` fits this run."""
+    if config.algo == "ppo-gpu" and not find_spec("rsl_rl"):
+        raise ValueError("algo=ppo-gpu needs rsl_rl: pip install 'toto-robot[gpu-rl]'")
     if config.init and not config.resume:
         likewise = replace(read_spec(Path(config.init)), ppo=config.ppo)
         start_from(config.init, build_net(likewise), backbone)

@@ -26,7 +26,7 @@ from policies.dagger import DAggerConfig
 from policies.ppo_config import PRESETS, PPOConfig
 from toto_robot.backbone import NAMES
 
-ALGOS = ("ppo", "dagger", "dagger+ppo")
+ALGOS = ("ppo", "dagger", "dagger+ppo", "ppo-gpu")
 OBS = ("pixels", "state")
 READOUTS = ("grid", "mean", "last", "tokens")
 CAMERAS = ("wrist", "third_person")
@@ -120,6 +120,8 @@ class RLConfig:
         if self.threads is None and self.obs == "state":
             self.threads = 1
         self._derive_start()
+        if self.algo == "ppo-gpu":
+            self.ppo.check_gpu()
         if self.algo.startswith("dagger"):
             self._derive_dagger()
         for name in ("num_envs", "total_steps", "eval_episodes", "image_size"):

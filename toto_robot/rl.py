@@ -35,7 +35,7 @@ from policies.checkpoint import load_checkpoint, load_progress, save_checkpoint 
 from policies.learner import Learner, Summary  # noqa: E402
 from policies.policy import PolicySpec  # noqa: E402
 from toto_robot.build import (  # noqa: E402
-    check_init,
+    check_learner,
     describe_policy,
     load_frozen,
     make_learner,
@@ -77,7 +77,7 @@ def _hydra_main(composed: DictConfig) -> None:
         config = to_config(composed)
         check_device("env.sim_device", config.env.sim_device)
         backbone = load_frozen(config)
-        check_init(config, backbone)
+        check_learner(config, backbone)
         run_dir_is_free(folder, config)
         gl_renderer = find_renderer(config)
     except (ValueError, FileNotFoundError, FileExistsError, RenderingUnavailableError) as error:

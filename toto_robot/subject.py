@@ -71,7 +71,7 @@ def chosen_checkpoint(folder: Path, algo: str, wanted: str = "auto") -> Path:
     of episodes lags behind: the last is the best. Raises FileNotFoundError if it is not there."""
     best, last = folder / "checkpoints/best", folder / "checkpoints/last"
     if wanted == "auto":
-        wanted = "best" if algo == "ppo" and best.exists() else "last"
+        wanted = "best" if algo in ("ppo", "ppo-gpu") and best.exists() else "last"
     chosen = best if wanted == "best" else last
     if not (chosen / "policy.json").exists():
         raise FileNotFoundError(f"nothing to test in {folder}: {chosen} is missing")

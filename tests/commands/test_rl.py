@@ -16,7 +16,7 @@ from policies.policy import load_policy
 from policies.ppo import PPO
 from toto_robot import backbone as backbones
 from toto_robot import rl
-from toto_robot.build import check_init
+from toto_robot.build import check_learner
 from toto_robot.conf import check_config, register
 from toto_robot.runs import read_metrics
 
@@ -247,7 +247,7 @@ def test_ppo_goes_on_from_a_dagger_policy(
     rl.train(small(*words, "film_episodes=0"), tmp_path / "student", backbone)
     config = small(f"init={student}", "total_steps=64", "ppo.asymmetric=true", "film_episodes=0")
     assert (config.ppo.critic_warmup, config.ppo.log_std_init) == (10, -1.0)
-    check_init(config, backbone)
+    check_learner(config, backbone)
     rl.train(config, tmp_path / "tuned", backbone)
     assert "no critic that fits here: it starts anew" in capsys.readouterr().out
     tuned = load_policy(tmp_path / "tuned/checkpoints/last", backbone)
@@ -261,9 +261,45 @@ def test_an_init_that_does_not_fit_stops_before_the_simulator(
     doubles: ModuleType, tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match="no policy in"):
-        check_init(small(f"init={tmp_path}"), doubles.FakeBackbone())
+        check_learner(small(f"init={tmp_path}"), doubles.FakeBackbone())
     rl.train(small("obs=state", "total_steps=32", "film_episodes=0"), tmp_path, None)
     init = f"init={tmp_path}/checkpoints/last"
-    check_init(small("obs=state", init), None)
+    check_learner(small("obs=state", init), None)
     with pytest.raises(ValueError, match=r"ppo.hidden=\[8\]"):
-        check_init(small("obs=state", init, "ppo.hidden=[9]"), None)
+        check_learner(small("obs=state", init, "ppo.hidden=[9]"), None)
+
+
+def test_ppo_on_the_device_leaves_the_same_run_folder_and_resumes(
+    doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policies.ppo_gpu import PPOGPU
+
+    words = ["algo=ppo-gpu", "preset=best", "ppo.history=2", "ppo.critic_warmup=1"]
+    backbone = doubles.FakeBackbone()
+    config = small(*words, "total_steps=128")
+    check_learner(config, backbone)
+    iterate = PPOGPU.iterate
+
+    def iterate_then_signal(ppo: PPOGPU) -> bool:
+        if ppo.num_timesteps >= 64:
+            os.kill(os.getpid(), signal.SIGINT)
+        return iterate(ppo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOGPU, "iterate", iterate_then_signal)
+        rl.train(config, tmp_path, backbone)
+    assert [r["steps"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [32, 64]
+    assert not (tmp_path / "eval.json").exists()
+    rl.train(small(*words, "total_steps=192", f"resume={tmp_path}"), tmp_path, backbone)
+    reports = read_metrics(tmp_path / "metrics.jsonl")
+    assert reports[-1]["steps"] >= 192 and reports[-1]["encodes_per_step"] < 1.3
+    assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 6
+    policy = load_policy(tmp_path / "checkpoints/last", backbone)
+    assert policy.spec.algo == "ppo-gpu" and policy.spec.ppo.asymmetric
+
+
+def test_ppo_on_the_device_names_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="cosine_epoch: expected cosine, adaptive or constant"):
+        small("algo=ppo-gpu", "preset=mvp")
+    with pytest.raises(ValueError, match="rsl_rl always shuffles"):
+        small("algo=ppo-gpu", "ppo.shuffle=false")
