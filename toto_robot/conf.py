@@ -7,7 +7,7 @@ A wrong option, key or type ends in one line with the nearest valid name (`compo
 
 import difflib
 import sys
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -340,6 +340,11 @@ def quote(value: Any) -> str:
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_plain(config: RLConfig) -> dict[str, Any]:
+    """The config as plain values: what the run is, not how it was started."""
+    return {k: v for k, v in asdict(config).items() if k not in ("defaults", "resume")}
 
 
 def fail(message: object) -> NoReturn:

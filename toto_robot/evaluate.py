@@ -90,8 +90,9 @@ class EvaluateConfig:
 
 def evaluate_best(
     config: RLConfig, folder: Path, checkpoint: Path, backbone: Any, stamp: str
-) -> None:
-    """`eval.json`, `eval.mp4`, `eval.png`: the deterministic policy of `checkpoint`, fresh seeds."""
+) -> bool:
+    """`eval.json`, `eval.mp4`, `eval.png`: the deterministic policy of `checkpoint`, fresh seeds.
+    False if a signal stopped it."""
     policy = load_policy(checkpoint, backbone, pick_device(config))
     subject = Subject(
         folder, checkpoint, policy, config.env.name, config.task_options(),
@@ -110,9 +111,10 @@ def evaluate_best(
         print(f"Stopped; finished episodes are kept. To go on:\n"
               f"  python -m toto_robot.evaluate run={folder} episodes={plan.episodes}"
               f" stop_at_success={str(plan.stop_at_success).lower()}")  # fmt: skip
-        return
+        return False
     print(describe(row))
     print(f"All results: {folder}")
+    return True
 
 
 def run_suite(

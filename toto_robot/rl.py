@@ -1,7 +1,8 @@
 """Train a policy: `python -m toto_robot.rl env=franka_pick backbone=toto-tiny`.
 
 Camera frames (or state) -> frozen features, made once -> PPO; then evaluation and film.
-`resume=<run folder>` goes on with a run; Ctrl-C saves and says how. All options: `conf.py`.
+`resume=<run folder>` goes on with a run; Ctrl-C saves and says how. `-m seed=0,1,2,3,4` makes many
+(`sweeps.py`). All options: `conf.py`.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import sys
 import time
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import hydra  # noqa: E402
 import torch  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -41,7 +43,14 @@ from toto_robot.build import (  # noqa: E402
     make_learner,
     make_task,
 )
-from toto_robot.conf import RLConfig, complete_overrides, fail, register, to_config  # noqa: E402
+from toto_robot.conf import (  # noqa: E402
+    RLConfig,
+    as_plain,
+    complete_overrides,
+    fail,
+    register,
+    to_config,
+)
 from toto_robot.evaluate import evaluate_best  # noqa: E402
 from toto_robot.runs import (  # noqa: E402
     Metrics,
@@ -54,50 +63,73 @@ from toto_robot.runs import (  # noqa: E402
     write_text,
 )
 from toto_robot.subject import UNTRAINED, chosen_checkpoint  # noqa: E402
+from toto_robot.sweeps import (  # noqa: E402
+    complete_sweep,
+    is_sweep,
+    run_job,
+    summarise,
+    sweep_dir_of,
+)
 
 CHECKPOINT_EVERY_S = 30.0
 
 
 def main() -> None:
     """Entry point of `python -m toto_robot.rl` and of `toto-rl`."""
-    keep_freed_memory()
     register()
+    words = sys.argv[1:]
+    sweep = is_sweep(words)
     try:
-        sys.argv[1:] = complete_overrides(sys.argv[1:])
+        sys.argv[1:] = complete_sweep(words) if sweep else complete_overrides(words)
     except ValueError as error:
         fail(error)
-    _hydra_main()  # pyright: ignore[reportCallIssue]
+    if not sweep:
+        _hydra_main()  # pyright: ignore[reportCallIssue]
+        return
+    with StopSignal():  # jobs in other processes get the signal as well, and save
+        _hydra_main()  # pyright: ignore[reportCallIssue]
+    raise SystemExit(summarise(sweep_dir_of(sys.argv[1:])))
 
 
 @hydra.main(version_base=None, config_path=None, config_name="rl")
 def _hydra_main(composed: DictConfig) -> None:
+    keep_freed_memory()
     folder = Path(HydraConfig.get().runtime.output_dir)
     logging.getLogger("OpenGL").setLevel(logging.WARNING)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        run_job(folder, to_config(composed), lambda c: train(c, folder, *prepare(c, folder)))
+        return
     try:
         config = to_config(composed)
-        check_device("env.sim_device", config.env.sim_device)
-        backbone = load_frozen(config)
-        check_learner(config, backbone)
-        run_dir_is_free(folder, config)
-        gl_renderer = find_renderer(config)
+        parts = prepare(config, folder)
     except (ValueError, FileNotFoundError, FileExistsError, RenderingUnavailableError) as error:
         fail(error)
-    train(config, folder, backbone, gl_renderer)
+    train(config, folder, *parts)
 
 
-def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unknown") -> None:
-    """The whole run. `backbone`: a FrozenBackbone, None for obs=state. Writes into `folder`."""
+def prepare(config: RLConfig, folder: Path) -> tuple[Any, str]:
+    """Backbone and renderer's name; whatever the user can mend is raised here, before any work."""
+    check_device("env.sim_device", config.env.sim_device)
+    backbone = load_frozen(config)
+    check_learner(config, backbone)
+    run_dir_is_free(folder, config)
+    return backbone, find_renderer(config)
+
+
+def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unknown") -> bool:
+    """The whole run. `backbone`: a FrozenBackbone, None for obs=state. Writes into `folder`.
+    False if a signal stopped it."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.algo != "dagger+ppo":
-        train_part(config, folder, backbone, gl_renderer)
-        return
+        return train_part(config, folder, backbone, gl_renderer)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
     for part, place in parts_of(config, folder):
         done = (place / "eval.json").exists()
         if not done and not train_part(part, place, backbone, gl_renderer, go_on=folder):
-            return
+            return False
+    return True
 
 
 def parts_of(config: RLConfig, folder: Path) -> list[tuple[RLConfig, Path]]:
@@ -144,11 +176,10 @@ def train_part(
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
     if finished:
         chosen = chosen_checkpoint(folder, config.algo)
-        evaluate_best(config, folder, chosen, backbone, stamp)
-    else:
-        print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
-        print(f"  python -m toto_robot.rl resume={go_on or folder}")
-    return finished
+        return evaluate_best(config, folder, chosen, backbone, stamp)
+    print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
+    print(f"  python -m toto_robot.rl resume={go_on or folder}")
+    return False
 
 
 def learn(
@@ -274,11 +305,6 @@ def write_board(board: SummaryWriter, report: dict[str, Any], losses: dict[str, 
     numbers = {f"rollout/{k}": v for k, v in report.items() if isinstance(v, (int, float))}
     for name, value in {**numbers, **losses}.items():
         board.add_scalar(name, value, report["steps"])
-
-
-def as_plain(config: RLConfig) -> dict[str, Any]:
-    """The config as plain values: what the run is, not how it was started."""
-    return {k: v for k, v in asdict(config).items() if k not in ("defaults", "resume")}
 
 
 if __name__ == "__main__":
