@@ -29,6 +29,7 @@ PINNED = {
     "rsl_rl": ("policies/ppo_gpu.py",),
     "tensordict": ("policies/ppo_gpu.py",),
     "robomimic": ("policies/",),
+    "pyarrow": ("policies/lerobot.py", "tests/"),
     "h5py": ("policies/demonstrations.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),
