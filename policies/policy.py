@@ -36,6 +36,7 @@ class BackboneRecord:
     layer: int | None = None
     readout: str = "grid"
     grid: int = 8
+    timm_name: str | None = None
     untrained: bool = False
     trainable: bool = False  # no features: the policy's own network reads the frames
 
@@ -219,5 +220,6 @@ def _load_recorded(record: BackboneRecord, device: str) -> Any:
         layer=record.layer,
         readout=record.readout,
         grid=record.grid,
+        timm_name=record.timm_name,
         device=device,
     )

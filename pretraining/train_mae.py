@@ -79,7 +79,7 @@ def make_mae(vit: ViTConfig, config: Config) -> Any:
         raise SystemExit(f'no transformers ({error}); pip install "toto-robot[compare]"') from error
     return ViTMAEForPreTraining(
         ViTMAEConfig(
-            hidden_size=vit.width,
+            hidden_size=vit.dim,
             num_hidden_layers=vit.layers,
             num_attention_heads=vit.heads,
             intermediate_size=vit.mlp,

@@ -40,6 +40,7 @@ def load_frozen(config: RLConfig) -> Any:
         layer=b.layer,
         readout=b.readout,
         grid=b.grid,
+        timm_name=b.timm_name,
         device=pick_device(config),
     )
 
@@ -140,6 +141,7 @@ def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
         layer=backbone.layer,
         readout=config.backbone.readout,
         grid=config.backbone.grid,
+        timm_name=config.backbone.timm_name,
         untrained=bool(backbone.untrained),
         trainable=bool(getattr(backbone, "trainable", False)),
     )

@@ -28,7 +28,7 @@ from toto_robot.backbone import NAMES
 
 ALGOS = ("ppo", "dagger", "dagger+ppo", "ppo-gpu")
 OBS = ("pixels", "state")
-READOUTS = ("grid", "mean", "last", "tokens")
+READOUTS = ("grid", "mean", "last", "tokens", "cls")
 CAMERAS = ("wrist", "third_person")
 DEFAULT_NUM_ENVS = {"pixels": 64, "state": 256}
 # 200,000 steps from pixels: about half an hour on a laptop. A comparison wants 2,000,000.
@@ -63,6 +63,7 @@ class BackboneConfig:
     layer: int | None = None  # None: the middle
     readout: str = "grid"
     grid: int = 8  # grid x grid tokens, for readout=grid
+    timm_name: str | None = None  # timm's name of the encoder, for backbone=timm
 
 
 @dataclass

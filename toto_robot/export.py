@@ -63,7 +63,7 @@ class FramesToFeatures(nn.Module):
 
 def compile_package(backbone: FrozenBackbone, batch: int, out: Path) -> None:
     """Write the package. Takes a C++ compiler (g++) on the CPU, and a minute or so."""
-    device = backbone.trunk.embedding.weight.device
+    device = backbone.device
     side = backbone.resolution
     example = torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device)
     metadata = {"backbone": backbone.name, "weights_hash": backbone.weights_hash}

@@ -205,7 +205,10 @@ def run(config: ProbeConfig) -> dict:
         "pixels": pixel_scores,
         "cnn": score(cnn, test.targets),
     }
-    if config.controls and backbone.trunk.config.patch:  # there is no tokenizer to be random
+    if config.controls and backbone.reads_images:  # no tokenizer, no decoder
+        random = load_backbone(config.backbone, weights="random", all_layers=True)
+        result["random"] = probe_layers(random, train, test, "random weights")
+    elif config.controls and backbone.trunk.config.patch:  # there is no tokenizer to be random
         random = with_random_trunk(backbone)
         result["random_decoder"] = probe_layers(random, train, test, "random decoder")
     elif config.controls:

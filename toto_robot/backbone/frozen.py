@@ -13,13 +13,15 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import CausalModel
+from toto_robot.backbone.images import Frames as FrameEncoder
+from toto_robot.backbone.images import ImageEncoder
 from toto_robot.backbone.int8 import to_int8
 from toto_robot.backbone.precision import Precision, fast_matmul
 from toto_robot.backbone.streaming import FeatureStream
 from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
 
-Readout = Literal["grid", "mean", "last", "tokens"]
+Readout = Literal["grid", "mean", "last", "tokens", "cls"]
 # Frames in flight, to bound memory. On a CPU few: what 16 frames need of it stays mapped, what 64
 # need is fetched from the system for every operation (toto-tiny's trunk took a third longer).
 CHUNK = {"cpu": 16}
@@ -65,6 +67,9 @@ def to_resolution(frames: UInt8[Tensor, "B H W 3"], resolution: int) -> UInt8[Te
 class FrozenBackbone(nn.Module):
     """Encoder and trunk behind one call. Build it with `load_backbone`.
 
+    The trunk is a causal model of codes or patches, or an encoder of single images (then nothing is
+    tokenized, and each frame is read by itself).
+
     Attributes:
         name: such as "toto-tiny".
         weights_hash: SHA-256 of the weights file, or of the tensors when they are random.
@@ -73,12 +78,15 @@ class FrozenBackbone(nn.Module):
         resolution: side in pixels of what the tokenizer sees.
         context: frames per sequence in the training; 16, the paper's, where that is not known.
         precision: of the trunk, as given to `load_backbone`.
+        source: what a weights file of others is known to be, such as "MVP vitb-mae-egosoup".
     """
+
+    source = ""
 
     def __init__(
         self,
-        encoder: TokenEncoder,
-        trunk: CausalModel,
+        encoder: TokenEncoder | FrameEncoder,
+        trunk: CausalModel | ImageEncoder,
         *,
         name: str,
         layer: int,
@@ -91,7 +99,9 @@ class FrozenBackbone(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        self.encoder, self.trunk = encoder, trunk
+        self.encoder: Any = encoder
+        self.trunk: Any = trunk
+        self.reads_images = isinstance(trunk, ImageEncoder)
         self.name, self.layer, self.num_layers = name, layer, num_layers
         self.resolution, self.readout, self.grid = resolution, readout, grid
         self.context, self.precision = context, precision
@@ -104,20 +114,29 @@ class FrozenBackbone(nn.Module):
             raise ValueError(
                 f"unknown readout {readout!r}, known: {known}.{nearest(readout, readouts)}"
             )
-        if readout == "grid" and (grid < 1 or self.tokens_per_side % grid):
-            side = self.tokens_per_side
+        if readout == "cls" and not (isinstance(trunk, ImageEncoder) and trunk.has_cls):
+            raise ValueError(f"readout=cls: {name} has no class token; use grid, mean or tokens")
+        side = self.tokens_per_side
+        if readout == "grid" and not self._fits(grid):
             fitting = ", ".join(str(g) for g in range(1, side + 1) if side % g == 0)
             raise ValueError(f"grid={grid} does not divide {side} tokens per side; use {fitting}")
         if precision not in (known := get_args(Precision)):
             raise ValueError(
                 f"precision={precision!r}, known: {', '.join(known)}.{nearest(precision, known)}"
             )
+        if precision == "int8" and self.reads_images:
+            raise ValueError(f"precision=int8 is for causal models; {name} is an image encoder")
         self.untrained = weights_hash is None
         self.requires_grad_(False)
         super().train(False)
         self.weights_hash = weights_hash or self.digest()
         if precision == "int8":
             to_int8(trunk)
+
+    def _fits(self, grid: int) -> bool:
+        """Whether tokens divide into the grid; cells of image encoders may overlap (14 into 8)."""
+        side = self.tokens_per_side
+        return 1 <= grid <= side and (self.reads_images or side % grid == 0)
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Stays in eval mode: a policy's `.train()` must not reach the backbone."""
@@ -126,6 +145,10 @@ class FrozenBackbone(nn.Module):
     def digest(self) -> str:
         """SHA-256 of the tensors in memory now, to prove that training left them alone."""
         return tensors_sha256(self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.trunk.parameters()).device
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -164,7 +187,7 @@ class FrozenBackbone(nn.Module):
         Nothing but tensor operations on fixed shapes: this is what is compiled and exported.
         """
         codes = self.encoder.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        return self.read_out(self._states(codes, self.layer)[-1])
+        return self._features(codes)
 
     def compile_pass(self) -> None:
         """Compile tokenizer, trunk and read-out as one; each new shape is compiled when it comes.
@@ -173,7 +196,7 @@ class FrozenBackbone(nn.Module):
         hundred kernels; the output is copied out of the graph's memory, which the next call
         overwrites. On a CPU the inductor's C++ code is used (it needs a compiler, such as g++).
         """
-        on_gpu = self.trunk.embedding.weight.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         mode = "reduce-overhead" if on_gpu else None
         run = torch.compile(self.one_pass, fullgraph=True, dynamic=False, mode=mode)
         self._compiled = lambda frames: run(frames).clone()
@@ -182,7 +205,7 @@ class FrozenBackbone(nn.Module):
     def from_codes(self, codes: Shaped[Tensor, "B T h w *P"]) -> Float[Tensor, "B T *features"]:
         """What `forward` gives for videos whose codes (`tokenize`) are there already."""
         chunks = codes.split(self._rows(codes.shape[1]))
-        return torch.cat([self.read_out(self._states(chunk, self.layer)[-1]) for chunk in chunks])
+        return torch.cat([self._features(chunk) for chunk in chunks])
 
     def stream(
         self, worlds: int = 1, *, context: int | None = None, cached: bool = True
@@ -195,6 +218,8 @@ class FrozenBackbone(nn.Module):
             cached: read the new frame alone, with a memory of the others; exact up to `context`
                 frames, near it afterwards. False: read all frames in sight again; exact always.
         """
+        if self.reads_images:  # older frames change nothing
+            return FeatureStream(self, worlds, context=1, cached=False)
         return FeatureStream(self, worlds, context or self.context, cached)
 
     @torch.no_grad()
@@ -215,7 +240,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             ValueError: as `forward`; also when it reads patches, which have no codes.
         """
-        if self.trunk.config.patch:
+        if self.reads_images or self.trunk.config.patch:
             raise ValueError(
                 f"{self.name} reads patches of {self.trunk.config.patch} px, not codes"
             )
@@ -224,7 +249,7 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Frames) -> Shaped[Tensor, "B T h w *P"]:
-        """What the trunk reads, always with a time axis: codes, or patches of pixels."""
+        """What the trunk reads, always with a time axis: codes, patches of pixels, or frames."""
         videos = check_frames(frames)
         # In float32: rounding would turn one code in sixty into another, machine by machine.
         chunks = videos.flatten(0, 1).unsqueeze(1).split(self._rows(1))
@@ -233,26 +258,41 @@ class FrozenBackbone(nn.Module):
 
     def _rows(self, frames: int) -> int:
         """Videos of so many frames that are encoded at a time."""
-        device = self.trunk.embedding.weight.device.type
+        device = self.device.type
         return max(1, CHUNK.get(device, CHUNK_ELSEWHERE) // frames)
 
     def _to_device(self, videos: UInt8[Tensor, "B T H W 3"]) -> UInt8[Tensor, "B T R R 3"]:
         """On the trunk's device and resized."""
-        frames = videos.to(self.trunk.embedding.weight.device).flatten(0, 1)
+        frames = videos.to(self.device).flatten(0, 1)
         return to_resolution(frames, self.resolution).unflatten(0, videos.shape[:2])
 
     def _states(
         self, codes: Shaped[Tensor, "B T h w *P"], depth: int
     ) -> list[Float[Tensor, "B T tokens D"]]:
+        """After 0 to `depth` blocks, at the visual tokens."""
+        if self.reads_images:
+            return [state[:, :, 1:] for state in self._image_states(codes, depth)]
         tokens = self.trunk.sequence(codes)
         with self.matmul():
             states = self.trunk.hidden_states(tokens, depth)
         per_frame = (codes.shape[1], self.tokens_per_side**2)
         return [state[:, 1:].float().unflatten(1, per_frame) for state in states]
 
+    def _image_states(
+        self, frames: UInt8[Tensor, "B T R R 3"], depth: int
+    ) -> list[Float[Tensor, "B T 1+tokens D"]]:
+        with self.matmul():
+            states = self.trunk.states(frames.flatten(0, 1), depth)
+        return [state.float().unflatten(0, frames.shape[:2]) for state in states]
+
+    def _features(self, codes: Shaped[Tensor, "B T h w *P"]) -> Float[Tensor, "B T *features"]:
+        if self.readout == "cls":
+            return self._image_states(codes, self.layer)[-1][:, :, 0].clone()
+        return self.read_out(self._states(codes, self.layer)[-1])
+
     def matmul(self) -> torch.autocast:
         """The precision of the trunk's matrix products, as a context."""
-        return fast_matmul(self.trunk.embedding.weight.device.type, self.precision)
+        return fast_matmul(self.device.type, self.precision)
 
     def read_out(self, x_BTND: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T *features"]:
         """Features from the states at a frame's tokens, in raster order."""
@@ -263,6 +303,10 @@ class FrozenBackbone(nn.Module):
         if self.readout == "tokens":
             return x_BTND
         B, T, _, D = x_BTND.shape
+        if self.tokens_per_side % self.grid:
+            square = x_BTND.flatten(0, 1).mT.unflatten(2, (self.tokens_per_side,) * 2)
+            cells = F.adaptive_avg_pool2d(square, self.grid)
+            return cells.flatten(2).mT.unflatten(0, (B, T))
         patch = self.tokens_per_side // self.grid
         cells = x_BTND.view(B, T, self.grid, patch, self.grid, patch, D).mean(dim=(3, 5))
         return cells.reshape(B, T, self.grid**2, D)

@@ -10,10 +10,19 @@ import torch
 
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
+from toto_robot.backbone.encoders import (
+    ENCODERS,
+    RANDOM,
+    random_vit,
+    read_vit,
+    timm_encoder,
+)
 from toto_robot.backbone.frozen import FrozenBackbone
+from toto_robot.backbone.images import Frames
 from toto_robot.backbone.models import MODELS, config_from_json, make_model
 from toto_robot.backbone.pixels import Pixels
 from toto_robot.backbone.tokenizers import TokenEncoder, make_encoder
+from toto_robot.backbone.vit import VIT_SIZES
 from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
 
 BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are random)
@@ -27,7 +36,7 @@ BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are 
     "toto-mamba-290m": ("mamba-290m", "dalle"),
 }
 CNN = "cnn"
-NAMES = (*BACKBONES, CNN)  # all that `load_backbone` knows
+NAMES = (*BACKBONES, *ENCODERS, *RANDOM, CNN)  # all that `load_backbone` knows
 PACKAGED = Path(__file__).parent / "pretrained"
 RANDOM_SEED = 0
 RESOLUTION, CONTEXT = 128, 16  # px, frames: the paper's, where a file does not say
@@ -89,6 +98,14 @@ def find_weights(name: str, weights: str | None) -> Path:
     for folder in searched:
         if found := in_folder(folder, name):
             return found
+    if name in VIT_SIZES:
+        raise WeightsNotFoundError(
+            f"no weights for {name} in {searched[0]} or {searched[1]}. Ways to get them:\n"
+            f"  pre-train:       python -m pretraining.train_mae model={name} data=<films> "
+            f"out={searched[0]}\n"
+            "  point to a file: backbone.weights=<MVP's or MAE's .pth, or a .safetensors>\n"
+            "To run untrained features on purpose: backbone.weights=random"
+        )
     size = BACKBONES[name][0]
     raise WeightsNotFoundError(
         f"no weights for {name} in {searched[0]} or {searched[1]}. Three ways to get them:\n"
@@ -146,8 +163,10 @@ def load_with_head(
     Raises:
         WeightsNotFoundError, ValueError: as `load_backbone`; also for files without a head.
     """
+    if not (size := check_name(name)):
+        raise ValueError(f"{name} is no causal model: there is no next-token head")
     path = find_weights(name, weights)
-    encoder, model, about, _ = encoder_and_trunk(path, check_name(name), None, head=True)
+    encoder, model, about, _ = encoder_and_trunk(path, size, None, head=True)
     return encoder.eval(), model.eval(), about, path
 
 
@@ -163,11 +182,11 @@ def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, Ca
 
 
 def check_name(name: str) -> str:
-    """The row of `MODELS` that a backbone's name stands for."""
-    if name not in BACKBONES:
+    """The row of `MODELS` that a backbone's name stands for; "" for one that is not Toto."""
+    if name not in NAMES:
         known = ", ".join(NAMES)
         raise ValueError(f"unknown backbone {name!r}, known: {known}.{nearest(name, NAMES)}")
-    return BACKBONES[name][0]
+    return BACKBONES[RANDOM.get(name, name)][0] if RANDOM.get(name, name) in BACKBONES else ""
 
 
 def check_layer(layer: int, config: CausalConfig) -> int:
@@ -187,6 +206,7 @@ def load_backbone(
     all_layers: bool = False,
     precision: str = "auto",
     compile: bool = False,
+    timm_name: str | None = None,
 ) -> FrozenBackbone:
     """A frozen backbone by name.
 
@@ -197,13 +217,15 @@ def load_backbone(
             or "random" for untrained features on purpose. None: the local cache
             ($TOTO_ROBOT_CACHE or ~/.cache/toto_robot), then what is packaged.
         layer: read the state after this many blocks; None: the middle, which probes best (paper,
-            Fig. 6). Later blocks are not even built.
-        readout: "grid" (tokens averaged down to grid x grid), "tokens", "mean" or "last".
+            Fig. 6), of image encoders the last, as MVP. Later blocks are not even built.
+        readout: "grid" (tokens averaged down to grid x grid), "tokens", "mean", "last", or, of image
+            encoders that have one, "cls" (the class token; not normalised, as MVP caches it).
         all_layers: build all blocks, so that `hidden_states` gives every layer.
         precision: of the trunk; "auto" (bfloat16 where the hardware has it), "float32", "bfloat16",
             or "int8" (CPU only; weights and activations rounded, see int8.py). The hash that the
             backbone names stays that of the file; `digest()` is of what is in memory.
         compile: compile tokenizer, trunk and read-out into one (`FrozenBackbone.compile_pass`).
+        timm_name: which of timm's encoders, for the name "timm".
 
     Raises:
         WeightsNotFoundError: there are no weights; the message says how to get some.
@@ -213,31 +235,87 @@ def load_backbone(
         return Pixels(RESOLUTION, readout, device)  # pyright: ignore[reportReturnType]
     if precision == "int8" and torch.device(device).type != "cpu":
         raise ValueError(f"precision=int8 is for CPUs, not device={device}; use bfloat16 there")
-    size = check_name(name)
+    check_name(name)
+    options: dict[str, Any] = {"readout": readout, "grid": grid, "precision": precision}
+    with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
+        if name in ENCODERS:
+            backbone = image_backbone(name, weights, layer, all_layers, timm_name, options)
+        else:
+            backbone = causal_backbone(name, weights, layer, all_layers, options)
+    backbone = backbone.to(device)
+    if compile:
+        backbone.compile_pass()
+    return backbone
+
+
+def causal_backbone(
+    name: str, weights: str | None, layer: int | None, all_layers: bool, options: dict[str, Any]
+) -> FrozenBackbone:
+    """Toto, trained or (`random-*`) not."""
+    if name in RANDOM and weights not in (None, "random"):
+        raise ValueError(f"backbone={name} has no weights; backbone={RANDOM[name]} takes them")
+    toto, weights = (RANDOM[name], "random") if name in RANDOM else (name, weights)
+    size = check_name(toto)
     layer = MODELS[size].layers // 2 if layer is None else layer
     depth = None if all_layers else layer
-    with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
-        if weights == "random":
-            encoder, trunk, full = random_parts(name, depth)
-            resolution, weights_hash, context = RESOLUTION, None, CONTEXT
-        else:
-            path = find_weights(name, weights)
-            encoder, trunk, about, full = encoder_and_trunk(path, size, depth)
-            resolution, weights_hash = int(about["resolution"]), str(about["sha256"])
-            context = int(about.get("trained", {}).get("frames", CONTEXT))
-    backbone = FrozenBackbone(
+    if weights == "random":
+        encoder, trunk, full = random_parts(toto, depth)
+        resolution, weights_hash, context = RESOLUTION, None, CONTEXT
+    else:
+        path = find_weights(toto, weights)
+        encoder, trunk, about, full = encoder_and_trunk(path, size, depth)
+        resolution, weights_hash = int(about["resolution"]), str(about["sha256"])
+        context = int(about.get("trained", {}).get("frames", CONTEXT))
+    return FrozenBackbone(
         encoder,
         trunk,
         name=name,
         layer=check_layer(layer, full),
         num_layers=full.layers,
         resolution=resolution,
-        readout=readout,
-        grid=grid,
         weights_hash=weights_hash,
         context=context,
-        precision=precision,
-    ).to(device)
-    if compile:
-        backbone.compile_pass()
+        **options,
+    )
+
+
+def image_backbone(
+    name: str,
+    weights: str | None,
+    layer: int | None,
+    all_layers: bool,
+    timm_name: str | None,
+    options: dict[str, Any],
+) -> FrozenBackbone:
+    """An encoder of single images: MAE's, or one of timm's."""
+    depth, source = (None if all_layers else layer), ""
+    if name not in VIT_SIZES:
+        try:
+            trunk, layers, weights_hash = timm_encoder(name, timm_name, weights, depth, RANDOM_SEED)
+        except OSError as error:
+            raise WeightsNotFoundError(
+                f"{error}\nWith a file: backbone.weights=<timm's .safetensors or .pth>; to run "
+                "untrained features on purpose: backbone.weights=random"
+            ) from error
+    elif weights == "random":
+        (trunk, full), weights_hash = random_vit(name, depth, RANDOM_SEED), None
+        layers = full.layers
+    else:
+        trunk, full, weights_hash, source = read_vit(find_weights(name, weights), name, depth)
+        layers = full.layers
+    layer = layers if layer is None else layer
+    if not 0 <= layer <= layers:
+        raise ValueError(f"layer={layer}, {name} has layers 0 (patch embeddings) to {layers}")
+    backbone = FrozenBackbone(
+        Frames(trunk.config.patch),
+        trunk,
+        name=name,
+        layer=layer,
+        num_layers=layers,
+        resolution=trunk.config.resolution,
+        weights_hash=weights_hash,
+        context=1,
+        **options,
+    )
+    backbone.source = source
     return backbone

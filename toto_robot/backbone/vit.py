@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from toto_robot.backbone.images import ImageEncoder
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -19,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ViTConfig:
     """Sizes of an encoder, and the pixels it expects: (value / 255 - mean) / std by channel."""
 
-    width: int
+    dim: int
     layers: int
     heads: int  # cannot be told from a checkpoint's shapes
     mlp: int
@@ -38,7 +40,7 @@ VIT_SIZES = {
     # As many parameters per block, and tokens per frame, as toto-tiny; toto-tiny's default layer
     # is its fourth.
     "mae-tiny": ViTConfig(
-        width=128,
+        dim=128,
         layers=4,
         heads=4,
         mlp=768,
@@ -49,9 +51,9 @@ VIT_SIZES = {
     ),
     # MVP's three. Its small one has 12 heads where timm's vit_small_patch16_224 has 6: with those
     # the weights load without a word and the features are wrong.
-    "mae-small": ViTConfig(width=384, layers=12, heads=12, mlp=1536, patch=16, resolution=224),
-    "mae-base": ViTConfig(width=768, layers=12, heads=12, mlp=3072, patch=16, resolution=224),
-    "mae-large": ViTConfig(width=1024, layers=24, heads=16, mlp=4096, patch=16, resolution=256),
+    "mae-small": ViTConfig(dim=384, layers=12, heads=12, mlp=1536, patch=16, resolution=224),
+    "mae-base": ViTConfig(dim=768, layers=12, heads=12, mlp=3072, patch=16, resolution=224),
+    "mae-large": ViTConfig(dim=1024, layers=24, heads=16, mlp=4096, patch=16, resolution=256),
 }
 EPS = 1e-6  # of the layer norms; torch's default is 1e-5
 
@@ -59,21 +61,21 @@ EPS = 1e-6  # of the layer norms; torch's default is 1e-5
 class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.width, config.patch, config.patch)
+        self.proj = nn.Conv2d(3, config.dim, config.patch, config.patch)
 
 
-class ViT(nn.Module):
+class ViT(ImageEncoder):
     """The first `layers` blocks of an encoder; no final norm, as a policy brings its own."""
 
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
+        super().__init__(config.mean, config.std)
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + config.side**2, config.width))
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + config.side**2, config.dim))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                config.width,
+                config.dim,
                 config.heads,
                 config.mlp,
                 dropout=0.0,
@@ -84,22 +86,14 @@ class ViT(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", 255 * torch.tensor(config.mean), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(config.std), persistent=False)
 
-    def pixels(self, frames: UInt8[Tensor, "B R R 3"]) -> Float[Tensor, "B 3 R R"]:
-        return ((frames.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-
-    def forward(self, frames: UInt8[Tensor, "B R R 3"]) -> list[Float[Tensor, "B N D"]]:
-        """States after 0, 1, … blocks, float32; the class token first, then patches in raster order."""
+    def states(self, frames: UInt8[Tensor, "B R R 3"], depth: int) -> list[Float[Tensor, "B N D"]]:
         x = self.patch_embed.proj(self.pixels(frames)).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         states = [x]
-        for block in self.blocks:
+        for block in self.blocks[:depth]:
             states.append(block(states[-1]))
-        return [state.float() for state in states]
+        return states
 
 
 # Ours is torch's TransformerEncoderLayer; theirs timm's Block.

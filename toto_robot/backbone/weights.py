@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import pickle
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,6 +74,30 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
     digest = sha256_of(path)
     write_json(path.with_suffix(".json"), {**about, "sha256": digest})
     return digest
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint of others: safetensors, or a pickle read by torch's safe loader.
+
+    What lies under "model" or "state_dict" is taken, as MAE, timm and many others wrap it.
+
+    Raises:
+        ValueError: it is no checkpoint, or holds more than tensors and numbers.
+    """
+    path = path.expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no checkpoint that is safe to read ({error})") from error
+    for key in ("model", "state_dict"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(
+        isinstance(t, torch.Tensor) for t in content.values()
+    ):
+        raise ValueError(f"{path} holds no tensors by name, alone or under 'model' or 'state_dict'")
+    return content
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
