@@ -42,6 +42,7 @@ class PPOConfig:
     # live to the limit do not all end in the same step, 500 steps apart.
     random_phase: bool = False
     # Matrix products of rollout and update in bfloat16 (CPUs with AVX512-BF16 or AMX) or TF32 (GPU).
+    # On one thread of a Zen 4 core the update takes 0.58 s instead of 0.86 s.
     fast_matmul: bool = False
 
     def __post_init__(self) -> None:
