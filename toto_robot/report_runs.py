@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from toto_robot.runs import read_metrics
 
 # Options that make no other experiment: how often, where and how long it was looked at.
-INCIDENTAL = ("seed", "resume", "threads", "device", "eval_episodes", "film_episodes")
+INCIDENTAL = (
+    "seed", "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
+)  # fmt: skip
 
 
 @dataclass
@@ -123,7 +125,7 @@ def load_run(folder: Path) -> Run:
         algo=algo,
         backbone=backbone,
         seed=seed,
-        options=dict(_flatten(config)),
+        options=_options(config),
         reports=read_metrics(folder / "metrics.jsonl"),
         evaluation=_evaluation(folder / "eval.json"),
         shifts=_shifts(folder / "eval_shifts.json"),
@@ -149,6 +151,14 @@ def _shifts(path: Path) -> list[dict[str, Any]]:
 def _facts(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines() if path.exists() else []
     return {name: value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def _options(config: dict[Any, Any]) -> dict[str, Any]:
+    """Flattened. Of `init` only whether there is one: each seed may start from its own policy."""
+    options = dict(_flatten(config))
+    if options.get("init") is not None:
+        options["init"] = "policy"
+    return options
 
 
 def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

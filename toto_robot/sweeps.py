@@ -26,7 +26,9 @@ from toto_robot.runs import StopSignal, read_metrics, write_text
 CHECKED_JOBS = 64  # composed beforehand, to tell of a wrong value before anything runs
 NAMES = {"env": "${env.name}", "backbone": "${backbone.name}", "algo": "${algo}", "obs": "${obs}"}
 # What may differ between two commands for the same sweep.
-INCIDENTAL = ("resume", "threads", "device", "eval_episodes", "film_episodes")
+INCIDENTAL = (
+    "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
+)  # fmt: skip
 
 _stopped = False  # of this process: after Ctrl-C its further jobs are not begun
 

@@ -124,6 +124,16 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     }
 
 
+def test_seeds_that_start_from_policies_of_their_own_are_alike(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        config = write_run(tmp_path / f"s{seed}", seed=seed) / "config.yaml"
+        config.write_text(config.read_text() + f"init: /somewhere/s{seed}\n")
+    config = write_run(tmp_path / "s2", seed=2) / "config.yaml"
+    config.write_text(config.read_text() + "init: null\n")
+    labels = {g.label: len(g.runs) for g in group_runs(loaded(tmp_path))}
+    assert labels == {"ppo · toto-tiny · init=policy": 2, "ppo · toto-tiny · init=None": 1}
+
+
 def test_wall_time_leaves_out_the_pause_of_a_resumed_run(tmp_path: Path) -> None:
     (run,) = [load_run(write_run(tmp_path / "a"))]
     assert run.wall_time_s == pytest.approx(400 / 50) and run.steps_per_s == pytest.approx(50)
