@@ -203,14 +203,21 @@ def write_up(
     }
     if shift == NONE:
         write_json(subject.folder / "eval.json", row)
-    path = subject.folder / "eval_shifts.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    same = [r for r in before if r["policy_hash"] == row["policy_hash"] and r["shift"] != shift]
+    rows = {r["shift"]: r for r in earlier_rows(subject)} | {shift: row}
     order = {name: i for i, name in enumerate(SUITES)}
-    rows = sorted([*same, row], key=lambda r: order.get(r["shift"], len(order)))
-    if shift != NONE or len(rows) > 1:
-        write_json(path, {"rows": rows})
+    if len(rows) > 1:
+        ordered = sorted(rows.values(), key=lambda r: order.get(r["shift"], len(order)))
+        write_json(subject.folder / "eval_shifts.json", {"rows": ordered})
     return row
+
+
+def earlier_rows(subject: Subject) -> list[dict[str, Any]]:
+    """Results of the same policy that are there already."""
+    alone, table = (subject.folder / name for name in ("eval.json", "eval_shifts.json"))
+    rows = json.loads(table.read_text())["rows"] if table.exists() else []
+    if alone.exists() and "policy_hash" in (row := json.loads(alone.read_text())):
+        rows.append(row)
+    return [r for r in rows if r["policy_hash"] == subject.policy_hash]
 
 
 def suffix(shift: str) -> str:

@@ -154,6 +154,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %".replace("100.0", "100")
 
 
+def bare(value: float) -> str:
+    """Of an interval, whose unit is beside it."""
+    return percent(value).removesuffix(" %")
+
+
 def thousands(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
@@ -174,7 +179,7 @@ def duration(time_s: float) -> str:
 def render(**content: Any) -> str:
     """The page. Values are escaped."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    for function in (percent, thousands, decimals, millions, duration):
+    for function in (percent, bare, thousands, decimals, millions, duration):
         pages.filters[function.__name__] = function
     return pages.get_template(TEMPLATE).render(**content)
 
@@ -185,7 +190,7 @@ def write_report(config: ReportConfig) -> Path:
     groups = group_runs(runs)
     ordered = [run for group in groups for run in group.runs]
     config.out.mkdir(parents=True, exist_ok=True)
-    shifted = [run for run in ordered if run.shifts]
+    shifted = [run for run in ordered if len(run.shifts) > 1]
     page = render(
         title=config.title,
         written=f"{datetime.now():%Y-%m-%d %H:%M}",

@@ -179,12 +179,17 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     for alike in by_kind.values():
         keys = _differing(alike)
         for run in alike:
-            run.variant = ", ".join(f"{key}={run.options[key]}" for key in keys)
+            run.variant = ", ".join(f"{key}={_short(run.options[key])}" for key in keys)
             group = groups.setdefault((run.env, run.label), Group(run.env, run.label))
             group.runs.append(run)
     for group in groups.values():
         group.runs.sort(key=lambda run: (run.seed, run.folder))
     return [groups[key] for key in sorted(groups)]
+
+
+def _short(value: Any) -> str:
+    """A long whole number in millions."""
+    return f"{value / 1e6:g}M" if isinstance(value, int) and value >= 100_000 else str(value)
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

@@ -80,6 +80,8 @@ def test_a_run_writes_results_film_and_sheet(
 def test_a_suite_for_every_shift(run: Path, made: list, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (f"run={run}", "episodes=4", "film_episodes=1")
     evaluate(monkeypatch, *words, "shift=colour,light+camera")
+    rows = read(run / "eval_shifts.json")["rows"]  # `none`: from the end of the training
+    assert [row["shift"] for row in rows] == ["none", "colour", "light+camera"]
     made.clear()
     evaluate(monkeypatch, *words, "shift=every")
     rows = {row["shift"]: row for row in read(run / "eval_shifts.json")["rows"]}

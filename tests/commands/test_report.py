@@ -176,7 +176,7 @@ def test_the_page_shows_every_seed_and_brings_its_files(
         "25.0 %",
         "50.0 %",
         "75.0 %",
-        "[14.2 %, 40.2 %]",
+        "[14.2, 40.2]",
         "3 of 4",
         "training, 30.0 % lately",
     ):
