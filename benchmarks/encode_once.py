@@ -1,16 +1,20 @@
 """Encode once, measured: features in the rollout buffer against plain stable-baselines3.
 
     python -m benchmarks.encode_once --num-envs 16 --rollouts 2
+    python -m benchmarks.encode_once --backbone toto-base --num-envs 4 --num-steps 8 --rollouts 1
 
 Both sides run the same frozen backbone, task, seed and PPO settings (epochs, minibatches, horizon,
 networks, read-out). "plain" is what one writes first: the backbone inside stable-baselines3's
 `features_extractor`, images in the rollout buffer, `ortho_init=False` (the default would overwrite
-the backbone's weights). Prints the ratio and appends a line to results/encode_once.jsonl.
+the backbone's weights). The sides take turns, `--repeats` times. Prints the ratio of steps/s, and of
+steps per second of CPU, which other work on the machine changes little; appends a line to
+results/encode_once.jsonl.
 """
 
 import argparse
 import json
 import os
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,16 +75,23 @@ class BackboneInside(BaseFeaturesExtractor):
 class Measured:
     encodes_per_step: float
     steps_per_s: float
+    steps_per_cpu_s: float
 
 
 def measure(env: TaskVecEnv, ppo: Any, backbone: Counted, total_steps: int) -> Measured:
     """Train for `total_steps` (rollouts and updates), from a reset task."""
     backbone.encodes = 0
-    started_s = time.monotonic()
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
     ppo.learn(total_steps)
-    elapsed_s = time.monotonic() - started_s
+    elapsed_s, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
     env.close()
-    return Measured(backbone.encodes / env.env_steps, env.env_steps / elapsed_s)
+    steps = env.env_steps
+    return Measured(backbone.encodes / steps, steps / elapsed_s, steps / cpu_s)
+
+
+def median(repeats: list[Measured]) -> Measured:
+    fields = zip(*(vars(m).values() for m in repeats), strict=True)
+    return Measured(*(statistics.median(values) for values in fields))
 
 
 def ours(task: Any, backbone: Counted, config: PPOConfig, total_steps: int) -> Measured:
@@ -92,6 +103,8 @@ def plain(task: Any, backbone: Counted, config: PPOConfig, total_steps: int) -> 
     size = task.image_size
     env = TaskVecEnv(task, PixelObserver((3, size, size), task.num_states))
     kwargs = policy_kwargs(env.observation_space, config)
+    for ours_alone in ("std_power", "asymmetric"):  # options of our network, not of SB3's
+        del kwargs[ours_alone]
     kwargs |= {
         "features_extractor_class": BackboneInside,
         "features_extractor_kwargs": {"backbone": backbone, "num_queries": config.num_queries},
@@ -126,33 +139,47 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rollouts", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--no-append", action="store_true")
     args = parser.parse_args()
 
     config = PPOConfig(num_steps=args.num_steps, epochs=args.epochs)
     total_steps = args.num_envs * args.num_steps * args.rollouts
-    results = {}
-    for name, side in (("ours", ours), ("plain", plain)):
-        backbone = Counted(load_backbone(args.backbone, weights=args.weights))
-        task = envs.make(
-            "FrankaPick", args.num_envs, seed=0, obs="pixels", image_size=args.image_size
-        )
-        results[name] = side(task, backbone, config, total_steps)
-        print(
-            f"{name:>6}: {results[name].encodes_per_step:6.3f} encodes per step, "
-            f"{results[name].steps_per_s:7.1f} steps/s"
-        )
+    repeats: dict[str, list[Measured]] = {"ours": [], "plain": []}
+    for _ in range(args.repeats):
+        for name, side in (("ours", ours), ("plain", plain)):
+            backbone = Counted(load_backbone(args.backbone, weights=args.weights))
+            task = envs.make(
+                "FrankaPick", args.num_envs, seed=0, obs="pixels", image_size=args.image_size
+            )
+            repeats[name].append(side(task, backbone, config, total_steps))
+            print(f"{name:>6}: {describe(repeats[name][-1])}")
+    results = {name: median(measured) for name, measured in repeats.items()}
     ratio = results["ours"].steps_per_s / results["plain"].steps_per_s
-    print(f" ratio: {ratio:.1f}x steps/s ({total_steps} steps, rollouts and updates)")
+    cpu_ratio = results["ours"].steps_per_cpu_s / results["plain"].steps_per_cpu_s
+    print(
+        f" ratio: {ratio:.1f}x steps/s, {cpu_ratio:.1f}x steps per CPU second "
+        f"({total_steps} steps, rollouts and updates)"
+    )
     if not args.no_append:
-        append(args, results, ratio)
+        append(args, results, ratio, cpu_ratio)
 
 
-def append(args: argparse.Namespace, results: dict[str, Measured], ratio: float) -> None:
+def describe(measured: Measured) -> str:
+    return (
+        f"{measured.encodes_per_step:6.3f} encodes per step, {measured.steps_per_s:7.1f} steps/s, "
+        f"{measured.steps_per_cpu_s:7.1f} per CPU second"
+    )
+
+
+def append(
+    args: argparse.Namespace, results: dict[str, Measured], ratio: float, cpu_ratio: float
+) -> None:
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{f"{name}_{k}": round(v, 4) for name, m in results.items() for k, v in vars(m).items()},
         "ratio": round(ratio, 3),
+        "cpu_ratio": round(cpu_ratio, 3),
         **{k: v for k, v in vars(args).items() if k != "no_append"},
         "load_average": round(os.getloadavg()[0], 2),
         "machine": describe_machine(),
