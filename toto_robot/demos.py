@@ -181,17 +181,14 @@ class Episodes:
     def __init__(self, config: DemosConfig, first: int):
         self.folder, self._first = config.out.with_name(config.out.name + ".episodes"), first
         self._progress = self.folder / "progress.json"
-        options = config.kept()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.next_attempt = first
+        self.next_attempt, self._options = first, config.kept()
         if self._progress.exists():
             saved = json.loads(self._progress.read_text())
-            check_same(saved["options"], options, self.folder)
+            check_same(saved["options"], self._options, self.folder)
             self.next_attempt = max(first, saved["next_attempt"])
-        self._options = options
-        self.save()
 
     def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._progress, {"next_attempt": self.next_attempt, "options": self._options})
 
     def kept(self) -> list[int]:
@@ -232,6 +229,7 @@ def record(config: DemosConfig, episodes: Episodes, have: int) -> None:
 def fill(config: DemosConfig, episodes: Episodes, have: int, task: Any, expert: Actor) -> None:
     """The loop of `record`: batches of one episode for each world."""
     kept = set(episodes.kept())
+    episodes.save()
     with tqdm(total=config.n, initial=have + len(kept), unit="demo", desc="recording") as bar:
         while have + len(kept) < config.n:
             attempts = range(episodes.next_attempt, episodes.next_attempt + task.num_envs)
@@ -275,6 +273,8 @@ def main() -> None:
             record(config, episodes, have)
         except KeyboardInterrupt:
             raise SystemExit(f"stopped; the same command goes on from {episodes.folder}") from None
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from None
         chosen = episodes.kept()[: config.n - have]
         paths = [episodes.path(attempt) for attempt in chosen]
         assemble(config.out, paths, *describe(config, chosen[-1] + 1))

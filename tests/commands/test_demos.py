@@ -91,3 +91,9 @@ def test_a_larger_n_adds_to_the_file(recorded, monkeypatch):
 def test_wrong_options_are_refused(words, message):
     with pytest.raises(SystemExit, match=message):
         demos.parse(demos.DemosConfig, words)
+
+
+def test_an_expert_that_is_not_there_claims_no_folder(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="error: no policy in"):
+        run(monkeypatch, tmp_path / "x.hdf5", "n=1", f"expert={tmp_path / 'nobody'}")
+    assert not list(tmp_path.iterdir())
