@@ -115,6 +115,8 @@ class Painter:
             self._data = mjw.make_data(model, nworld=num_slots, nconmax=1, njmax=1)
         self._qpos = wp.to_torch(self._data.qpos)
         self._mocap = wp.to_torch(self._data.mocap_pos) if model.nmocap else None
+        self._geom_xpos = wp.to_torch(self._data.geom_xpos)
+        self._of_world = torch.from_numpy(np.flatnonzero(model.geom_bodyid == 0))
         self._views: dict[tuple, tuple[Any, Graph]] = {}
 
     def draw(
@@ -139,6 +141,9 @@ class Painter:
                 self._mocap[:count] = mocap_pos[part]
             for name, values in fields.items():
                 self._model.values(name)[:count] = values[part]
+            if "geom_pos" in fields:  # Warp places the world body's shapes once, with its data
+                moved = fields["geom_pos"][part][:, self._of_world]
+                self._geom_xpos[:count, self._of_world] = moved
             context, graph = self._view(camera, size, segmentation)
             graph()
             picture = _geom_ids(context, size) if segmentation else _colours(context, size)

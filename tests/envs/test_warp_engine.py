@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import envs
-from envs import spec
+from envs import distractors, spec
 from envs.mujoco_engine import MujocoEngine
 from envs.physics import Physics
 from envs.scenes import SCENES
@@ -208,6 +208,19 @@ class TestImages:
         assert not torch.equal(plain[3], changed[3])
         few = warp.render("third_person", 32, 32, torch.tensor([3]))  # another batch size inside
         assert torch.equal(few[0], changed[3])
+
+    def test_distractors_stand_where_opengl_sees_them(self, needs_gl):
+        """Warp places the world body's shapes once: it must hear of those that are moved."""
+        pictures = []
+        for engine in ("mujoco", "warp"):
+            task = envs.make("FrankaPick", 2, seed=5, visuals="distractors", engine=engine)
+            task.reset()
+            ids = task.engine.render_geom_ids("third_person", 84, 84)
+            own = torch.from_numpy(distractors.geoms(task.engine.model))
+            assert torch.isin(ids, own).sum(dim=(1, 2)).min() > 30
+            pictures.append(ids)
+            task.close()
+        assert (pictures[0] == pictures[1]).float().mean() > 0.99
 
     def test_pixels_as_observations(self):
         task = envs.make("KukaCabinet", 2, engine="warp", obs="pixels", image_size=32)
