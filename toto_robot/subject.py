@@ -78,8 +78,14 @@ def chosen_checkpoint(folder: Path, algo: str, wanted: str = "auto") -> Path:
     return chosen
 
 
+def last_part(folder: Path) -> Path:
+    """Where a run's final policy and results are: algo=dagger+ppo makes two runs in one folder."""
+    return folder / "ppo" if (folder / "dagger").exists() else folder
+
+
 def subject_of_run(folder: Path, device: str, checkpoint: str = "auto") -> Subject:
     """Raises FileNotFoundError or ValueError for what is not a run folder of ours."""
+    folder = last_part(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"run={folder} is not a run folder: config.yaml is missing there")
     config = check_config([*saved_overrides(folder), f"device={device}"])

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from policies.checkpoint import load_progress
 from toto_robot.conf import RLConfig, as_plain, check_config, check_overrides, quote
 from toto_robot.runs import StopSignal, read_metrics, write_text
+from toto_robot.subject import last_part
 
 CHECKED_JOBS = 64  # composed beforehand, to tell of a wrong value before anything runs
 NAMES = {"env": "${env.name}", "backbone": "${backbone.name}", "algo": "${algo}", "obs": "${obs}"}
@@ -124,16 +125,11 @@ def run_job(folder: Path, config: RLConfig, job: Callable[[RLConfig], bool]) -> 
 
 def is_finished(config: RLConfig, folder: Path) -> bool:
     """Trained to the end and evaluated (a half-done run may have been evaluated as well)."""
-    folder = _last_part(folder)
+    folder = last_part(folder)
     last = folder / "checkpoints/last"
     if not (last.exists() and (folder / "eval.json").exists()):
         return False
     return load_progress(last)["steps"] >= (config.total_steps or 0)
-
-
-def _last_part(folder: Path) -> Path:
-    """Where a run's final results are: algo=dagger+ppo makes two runs in one folder."""
-    return folder / "ppo" if (folder / "dagger").exists() else folder
 
 
 def continued(config: RLConfig, folder: Path) -> RLConfig:
@@ -194,7 +190,7 @@ def _row(folder: Path) -> tuple[str, str, str]:
     if (folder / "error.txt").exists():
         last = (folder / "error.txt").read_text().strip().splitlines()[-1]
         return folder.name, "failed", last
-    name, folder = folder.name, _last_part(folder)
+    name, folder = folder.name, last_part(folder)
     metrics = folder / "metrics.jsonl"
     reports = read_metrics(metrics) if metrics.exists() else []
     steps = f"{reports[-1]['steps']:,} steps" if reports else "not begun"
