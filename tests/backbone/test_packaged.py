@@ -28,6 +28,23 @@ def test_loads_without_any_option_and_is_small(name, layer, layers, width, large
     assert sum(path.stat().st_size for path in packaged) < largest
 
 
+def test_the_masked_autoencoder_is_small_and_its_filters_are_of_pictures():
+    """Filters learnt from pictures are smooth, random ones are not: neighbouring weights agree."""
+    backbone, random = load_backbone("mae-tiny"), load_backbone("mae-tiny", weights="random")
+    assert not backbone.untrained and (backbone.layer, backbone.num_layers) == (4, 4)
+    assert backbone.feature_shape == (64, 128)
+    packaged = [path for path in PACKAGED.iterdir() if path.stem == "mae-tiny"]
+    assert {path.suffix for path in packaged} == {".safetensors", ".json", ".md"}
+    assert sum(path.stat().st_size for path in packaged) < 5e6
+
+    def smoothness(encoder) -> float:
+        filters = encoder.trunk.patch_embed.proj.weight
+        left, right = filters[..., :-1].flatten(), filters[..., 1:].flatten()
+        return float(torch.corrcoef(torch.stack([left, right]))[0, 1])
+
+    assert smoothness(backbone) > 0.4 and abs(smoothness(random)) < 0.1
+
+
 @pytest.mark.usefixtures("needs_gl")
 def test_its_codes_can_be_seen():
     """The packaged decoder belongs to the packaged encoder and makes pictures of new scenes."""
