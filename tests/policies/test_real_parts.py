@@ -22,8 +22,8 @@ def test_same_seed_gives_the_same_first_thousand_steps_of_franka_pick() -> None:
         while ppo.num_timesteps < 1024:
             ppo.iterate()
             buffer = ppo.rollout_buffer
-            obs = np.asarray(buffer.observations).reshape(len(buffer.returns), -1)
-            seen.append(np.concatenate([obs, buffer.actions, buffer.returns], axis=1))
+            parts = (np.asarray(buffer.observations), buffer.actions, buffer.returns)
+            seen.append(np.concatenate([part.reshape(8 * 16, -1) for part in parts], axis=1))
         task.close()
         return np.concatenate(seen)
 
