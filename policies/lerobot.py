@@ -14,6 +14,7 @@ the format has no place for are in meta/toto.json, which its readers pass over.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def read_dataset(folder: Path) -> Iterator[Demonstration]:
         demo = _demonstration(table, {c: opened.frames(c, row) for c in cameras}, row)
         if row["episode_index"] < len(extra):
             known = extra[row["episode_index"]]
-            demo = _with(demo, success=known["success"], facts=known["facts"])
+            demo = replace(demo, success=known["success"], facts=known["facts"])
         demo.check(f"{folder}: episode {row['episode_index']}")
         yield demo
 
@@ -117,7 +118,7 @@ class _Opened:
         if position < 0 or first < position:
             film, position = _decode(path), 0
         for _ in range(first - position):
-            next(film)
+            next(film, None)
         frames = list(islice(film, row["length"]))
         self._films[path] = film, first + len(frames)
         if len(frames) != row["length"]:
@@ -161,10 +162,6 @@ def _demonstration(
         columns=columns,
         facts={"task": "; ".join(row["tasks"])},
     )
-
-
-def _with(demo: Demonstration, **changes: Any) -> Demonstration:
-    return Demonstration(**{**vars(demo), **changes})
 
 
 def _extra(folder: Path) -> dict[str, Any]:

@@ -145,14 +145,17 @@ class PPO(stable_baselines3.PPO):
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
         warm_up = (self.config.critic_warmup or 0) * self.n_steps * self.n_envs
-        train_critic_only(self.policy, self.num_timesteps <= warm_up)
+        warming = self.num_timesteps <= warm_up
+        train_critic_only(self.policy, warming)
+        # While the actor stands still its KL is 0 but for rounding, which must not move the rate.
+        adaptive = self.config.lr_schedule == "adaptive" and not warming
         logs: list[Tensor] = []
         for epoch in range(self.n_epochs):
             if self.config.lr_schedule == "cosine_epoch":
                 self._set_learning_rate(self._rate_of_epoch(epoch))
             for rows in self._order(len(rollout["actions"])).split(self.batch_size):
                 logs.append(self._update(rollout, rows, clip))
-                if self.config.lr_schedule == "adaptive":
+                if adaptive:
                     self._follow_kl(float(logs[-1][3]))
             self._n_updates += 1
         self._log(torch.stack(logs), clip)

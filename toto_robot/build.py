@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 import envs
-from envs.experts import ScriptedExpert
+from envs.experts import GOALS, ScriptedExpert
+from envs.spec import TASK_NAMES
 from policies.dagger import DAgger
 from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
 from policies.learner import Learner
+from policies.networks import make_pool
 from policies.policy import BackboneRecord, PolicySpec, build_net, read_spec, start_from
 from policies.ppo import make_ppo
 from policies.teacher import Expert, load_teacher
@@ -91,9 +93,15 @@ def make_ppo_gpu(config: RLConfig, task: Any, backbone: Any, policy_spec: Policy
 
 def check_learner(config: RLConfig, backbone: Any) -> None:
     """Raises FileNotFoundError or ValueError, before anything slow, unless what `algo=` needs is
-    installed and `init=` fits this run."""
+    there and the read-out and `init=` fit this run."""
     if config.algo == "ppo-gpu" and not find_spec("rsl_rl"):
         raise ValueError("algo=ppo-gpu needs rsl_rl: pip install 'toto-robot[gpu-rl]'")
+    if config.algo.startswith("dagger"):
+        check_expert(config)
+    if backbone is not None:
+        observer = observer_of(backbone, num_states=1, history=config.ppo.history)
+        if "features" in observer.space.spaces:
+            make_pool(backbone.feature_shape, config.ppo.pool, config.ppo.num_queries)
     if config.init and not config.resume:
         likewise = replace(read_spec(Path(config.init)), ppo=config.ppo)
         start_from(config.init, build_net(likewise), backbone)
@@ -106,6 +114,8 @@ def make_dagger(
     observer = observer_of(backbone, task.num_states, history=config.ppo.history)
     capacity = (config.total_steps or 0) + config.dagger.num_steps * task.num_envs
     labels = LabelledFrames(folder / "labels", capacity, observer.space, task.num_actions)
+    if not config.resume:
+        labels.truncate(0)  # of a run that was killed before its first checkpoint
     net = build_net(policy_spec).to(pick_device(config))
     expert = make_expert(config, task)
     return DAgger(task, observer, expert, net, labels, config.dagger, config.seed)
@@ -118,6 +128,18 @@ def make_expert(config: RLConfig, task: Any) -> Expert:
     if config.dagger.expert == "teacher":
         return load_teacher(config.env.name)
     return load_teacher(config.dagger.expert)
+
+
+def check_expert(config: RLConfig) -> None:
+    """Raises FileNotFoundError or ValueError unless `dagger.expert` is there and knows the task."""
+    env, name = config.env.name, config.dagger.expert
+    if name == "scripted":
+        if TASK_NAMES[env] not in GOALS:
+            raise ValueError(f"env={env} has no scripted expert; use dagger.expert=teacher")
+        return
+    spec = load_teacher(env if name == "teacher" else name).policy.spec
+    if spec.env != env:
+        raise ValueError(f"dagger.expert={name} is of env={spec.env}, this run of env={env}")
 
 
 def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:

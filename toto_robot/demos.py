@@ -42,7 +42,7 @@ class DemosConfig:
     env: str = "franka_pick"
     expert: str = "scripted"  # scripted, teacher (the packaged one), or a policy folder
     n: int = 240  # demonstrations in the file when done
-    out: Path = Path("data/demos/franka_pick.hdf5")
+    out: Path | None = None  # None: data/demos/<env>.hdf5
     cameras: tuple[str, ...] = ("wrist",)
     image_size: int = 128  # px
     control_rate_hz: int = 60
@@ -65,6 +65,10 @@ class DemosConfig:
                 raise SystemExit(f"{name}={getattr(self, name)}: expected at least 1")
         if self.noise < 0 or self.tail < 0 or not self.cameras:
             raise SystemExit("noise= and tail= must not be negative, cameras= not empty")
+
+    @property
+    def file(self) -> Path:
+        return self.out or Path(f"data/demos/{self.env}.hdf5")
 
     def kept(self) -> dict[str, Any]:
         """The options that all demonstrations of a file share."""
@@ -179,7 +183,7 @@ class Episodes:
     """The folder of finished episodes that are not in the file yet; `<attempt>.hdf5` each."""
 
     def __init__(self, config: DemosConfig, first: int):
-        self.folder, self._first = config.out.with_name(config.out.name + ".episodes"), first
+        self.folder, self._first = config.file.with_name(config.file.name + ".episodes"), first
         self._progress = self.folder / "progress.json"
         self.next_attempt, self._options = first, config.kept()
         if self._progress.exists():
@@ -263,10 +267,10 @@ def main() -> None:
     check_siblings()
     config = parse(DemosConfig, sys.argv[1:])
     have, first = 0, 0
-    if config.out.exists():
-        with DemonstrationFile(config.out) as file:
+    if config.file.exists():
+        with DemonstrationFile(config.file) as file:
             have, first = len(file), int(file.about.get("attempts", 0))
-            check_same(file.about.get("options", {}), config.kept(), config.out)
+            check_same(file.about.get("options", {}), config.kept(), config.file)
     if have < config.n:
         episodes = Episodes(config, first)
         try:
@@ -277,18 +281,18 @@ def main() -> None:
             raise SystemExit(f"error: {error}") from None
         chosen = episodes.kept()[: config.n - have]
         paths = [episodes.path(attempt) for attempt in chosen]
-        assemble(config.out, paths, *describe(config, chosen[-1] + 1))
+        assemble(config.file, paths, *describe(config, chosen[-1] + 1))
         shutil.rmtree(episodes.folder)
     report(config)
 
 
 def report(config: DemosConfig) -> None:
     """Say what the file holds, and film the first of it."""
-    with DemonstrationFile(config.out) as file:
+    with DemonstrationFile(config.file) as file:
         names, attempts = file.names(), file.about["attempts"]
         facts = [file.facts(name) for name in names]
         if config.film:
-            film = config.out.with_suffix(".mp4")
+            film = config.file.with_suffix(".mp4")
             demos = [file.read(name) for name in names[: config.film]]
             film_demonstrations(film, demos, config.control_rate_hz)
             print(f"film of the first {len(demos)}: {film}")
@@ -297,9 +301,9 @@ def report(config: DemosConfig) -> None:
     rate = success_report(wins + [0.0] * (attempts - len(wins)))
     steps = [int(fact["success_step"]) for fact in facts if fact["success"]]
     print(
-        f"{config.out}: {len(names)} demonstrations ({split}), "
+        f"{config.file}: {len(names)} demonstrations ({split}), "
         f"{sum(int(fact['num_samples']) for fact in facts)} steps, "
-        f"{config.out.stat().st_size / 1e6:.0f} MB; {sum(wins):.0f} of {attempts} episodes "
+        f"{config.file.stat().st_size / 1e6:.0f} MB; {sum(wins):.0f} of {attempts} episodes "
         f"succeeded [{rate['success_low']:.1%}, {rate['success_high']:.1%}]"
         + (f" after {np.mean(steps):.0f} steps on average" if steps else "")
     )

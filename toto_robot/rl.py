@@ -65,6 +65,8 @@ from toto_robot.runs import (  # noqa: E402
 from toto_robot.subject import UNTRAINED, chosen_checkpoint  # noqa: E402
 from toto_robot.sweeps import (  # noqa: E402
     complete_sweep,
+    is_begun,
+    is_finished,
     is_sweep,
     run_job,
     summarise,
@@ -72,6 +74,10 @@ from toto_robot.sweeps import (  # noqa: E402
 )
 
 CHECKPOINT_EVERY_S = 30.0
+# Of these a user reads one line: a wrong option, a file or package that is not there.
+MENDABLE = (
+    ValueError, FileNotFoundError, FileExistsError, ImportError, RenderingUnavailableError,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -102,7 +108,7 @@ def _hydra_main(composed: DictConfig) -> None:
     try:
         config = to_config(composed)
         parts = prepare(config, folder)
-    except (ValueError, FileNotFoundError, FileExistsError, RenderingUnavailableError) as error:
+    except MENDABLE as error:
         fail(error)
     train(config, folder, *parts)
 
@@ -126,7 +132,7 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(as_plain(config)))
     for part, place in parts_of(config, folder):
-        done = (place / "eval.json").exists()
+        done = is_finished(part, place)
         if not done and not train_part(part, place, backbone, gl_renderer, go_on=folder):
             return False
     return True
@@ -141,7 +147,7 @@ def parts_of(config: RLConfig, folder: Path) -> list[tuple[RLConfig, Path]]:
         ("ppo", {"init": str(folder / "dagger/checkpoints/last")}),
     ):
         place = folder / algo
-        begun = (place / "checkpoints/last").exists()
+        begun = is_begun(place)
         resume = str(place) if begun else None
         part = replace(deepcopy(config), algo=algo, resume=resume, **more)  # type: ignore[arg-type]
         parts.append((part, place))
@@ -176,7 +182,10 @@ def train_part(
     plot_success(folder / "success.png", read_metrics(folder / "metrics.jsonl"), title, stamp)
     if finished:
         chosen = chosen_checkpoint(folder, config.algo)
-        return evaluate_best(config, folder, chosen, backbone, stamp)
+        done = evaluate_best(config, folder, chosen, backbone, stamp)
+        if not done and go_on is not None:
+            print(f"or, with what comes after it:\n  python -m toto_robot.rl resume={go_on}")
+        return done
     print(f"Stopped at {learner.num_timesteps:,} steps; all is saved. To go on:")
     print(f"  python -m toto_robot.rl resume={go_on or folder}")
     return False
@@ -238,7 +247,7 @@ def learn(
     save_checkpoint(last, learner, policy_spec, progress)
     for thing in (bar, metrics, board):
         thing.close()
-    return finished
+    return finished and not stop.requested  # asked for in the last update, say
 
 
 def find_renderer(config: RLConfig) -> str:
@@ -261,11 +270,9 @@ def run_dir_is_free(folder: Path, config: RLConfig) -> None:
         raise ValueError(
             f"a resumed run goes on in its own folder: leave out hydra.run.dir (got {folder})"
         )
-    checkpoint = folder / "checkpoints/last"
-    if config.algo == "dagger+ppo":
-        checkpoint = folder / "dagger/checkpoints/last"
-    if not checkpoint.exists() and not checkpoint.with_name("last.old").exists():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} is missing")
+    first = folder / "dagger" if config.algo == "dagger+ppo" else folder
+    if not is_begun(first):
+        raise FileNotFoundError(f"nothing to resume: {first / 'checkpoints/last'} is missing")
 
 
 def make_report(steps: int, summary: Summary, rate: float, stamp: str) -> dict[str, Any]:

@@ -132,6 +132,11 @@ def is_finished(config: RLConfig, folder: Path) -> bool:
     return load_progress(last)["steps"] >= (config.total_steps or 0)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from (`last.old`: killed while it was replaced)."""
+    return any((folder / "checkpoints" / name).exists() for name in ("last", "last.old"))
+
+
 def continued(config: RLConfig, folder: Path) -> RLConfig:
     """`config`, resuming if `folder` holds a run that can go on.
 
@@ -145,7 +150,7 @@ def continued(config: RLConfig, folder: Path) -> RLConfig:
     differing = _differences(saved, as_plain(config))
     if differing:
         raise ValueError(f"{folder} holds another run: {'; '.join(differing)}")
-    if any((folder / "checkpoints" / name).exists() for name in ("last", "last.old")):
+    if is_begun(folder):
         return replace(config, resume=str(folder))
     (folder / "metrics.jsonl").unlink(missing_ok=True)  # killed before the first checkpoint
     return config

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
+pytest.importorskip("transformers", reason="not installed: pip install -e '.[compare]'")
 from transformers import ViTMAEConfig, ViTMAEModel
 
 from toto_robot import load_backbone

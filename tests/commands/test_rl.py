@@ -14,11 +14,13 @@ import torch
 import envs
 from policies.policy import load_policy
 from policies.ppo import PPO
+from policies.teacher import PRETRAINED
 from toto_robot import backbone as backbones
 from toto_robot import rl
-from toto_robot.build import check_learner
+from toto_robot.build import check_learner, describe_policy, make_dagger
 from toto_robot.conf import check_config, register
 from toto_robot.runs import read_metrics
+from toto_robot.subject import last_part
 
 register()
 SMALL = [
@@ -210,9 +212,51 @@ def test_dagger_then_ppo_are_two_runs_and_go_on_where_they_were(
     rl.train(small(*words, f"resume={run}"), run, backbone)
     assert (run / "dagger/metrics.jsonl").read_text() == first
     assert json.loads((run / "ppo/eval.json").read_text())["episodes"] == 6
+    rl.train(small(*words[:-1], "total_steps=192", f"resume={run}"), run, backbone)  # longer
+    assert (run / "dagger/metrics.jsonl").read_text() == first
+    assert read_metrics(run / "ppo/metrics.jsonl")[-1]["steps"] >= 192
+    assert last_part(run) == run / "ppo"
     student = load_policy(run / "dagger/checkpoints/last", backbone).net
     assert load_policy(run / "ppo/checkpoints/last", backbone).net.log_std.mean() < -0.5
     assert student.log_std.mean() > -1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dagger.expert=scripted", "env=kuka_pick"], "kuka_pick has no scripted expert"),
+        (["dagger.expert=nowhere"], "no policy in nowhere"),
+        ([f"dagger.expert={PRETRAINED}/franka_cabinet"], "is of env=franka_cabinet, this run of"),
+    ],
+)
+def test_an_expert_that_does_not_fit_is_named_before_the_run(
+    doubles: ModuleType, words: list[str], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_learner(small("algo=dagger", *words), doubles.FakeBackbone())
+
+
+def test_a_read_out_that_does_not_fit_is_named_before_the_run(doubles: ModuleType) -> None:
+    with pytest.raises(ValueError, match="there is a history, not of frames"):
+        check_learner(small("ppo.history=2"), backbones.load_backbone("cnn"))
+    backbone = doubles.FakeBackbone()
+    backbone.feature_shape = (15, 8)
+    with pytest.raises(ValueError, match="square grid of tokens"):
+        check_learner(small("ppo.pool=conv"), backbone)
+
+
+def test_labels_of_a_run_killed_before_its_first_checkpoint_are_forgotten(
+    doubles: ModuleType, tmp_path: Path
+) -> None:
+    config, backbone = small("algo=dagger", "total_steps=64"), doubles.FakeBackbone()
+    task = envs.make("franka_pick", 4, seed=0, obs="pixels", image_size=16, oracle=True)
+    spec = describe_policy(config, task, backbone)
+    killed = make_dagger(config, tmp_path, task, backbone, spec)
+    killed.start(64, lambda: True)
+    killed.iterate()
+    killed.save_trainer(tmp_path / "trainer.pt")
+    again = make_dagger(config, tmp_path, task, backbone, spec)
+    assert len(killed._labels) > 0 and len(again._labels) == 0
 
 
 def test_dagger_from_state_is_refused() -> None:

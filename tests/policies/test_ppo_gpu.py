@@ -9,6 +9,8 @@ import torch
 from fake_task import FakeBackbone, FakeTask
 from test_ppo import SMALL, pixel_spec
 
+pytest.importorskip("rsl_rl", reason="rsl_rl is not installed: pip install -e '.[gpu-rl]'")
+
 from policies.feature_vec_env import FeatureObserver
 from policies.policy import PolicySpec, build_net, load_weights, save_policy
 from policies.ppo_config import PPOConfig

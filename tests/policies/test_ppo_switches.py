@@ -227,6 +227,14 @@ def test_a_critic_warm_up_leaves_the_actor_alone(tmp_path: Path) -> None:
     assert all(not torch.equal(after[n], value) for n, value in weights(ppo).items())
 
 
+def test_an_adaptive_rate_stands_still_while_the_critic_warms_up() -> None:
+    """The KL of an actor that stands still is rounding, which would drive the rate to its bound."""
+    config = replace(SMALL, lr_schedule="adaptive", desired_kl=10.0, critic_warmup=2)
+    ppo = state_ppo(config=config)
+    assert learning_rate(run(ppo, 320, until=64)) == 1e-3
+    assert learning_rate(run(ppo, 320, until=96)) > 1e-3
+
+
 def test_init_takes_actor_and_critic_but_not_the_noise(tmp_path: Path) -> None:
     source = saved_policy(tmp_path, replace(SMALL, log_std_init=-2.0))
     other = state_ppo(seed=7)

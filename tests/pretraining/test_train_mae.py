@@ -12,6 +12,7 @@ from pretraining.train_mae import Config, lr_at, mae_loss, make_mae, noise_of
 from toto_robot import load_backbone
 from toto_robot.backbone.vit import VIT_SIZES, ViT, ViTConfig
 
+pytest.importorskip("transformers", reason="not installed: pip install -e '.[compare]'")
 SMALL = ViTConfig(dim=16, layers=2, heads=2, mlp=32, patch=8, resolution=32)
 
 

@@ -82,7 +82,8 @@ def make_timm(timm_name: str, weights: str | None) -> TimmEncoder:
     ) as error:  # RuntimeError: torchvision built for another torch
         raise ImportError(
             f'timm cannot be imported ({error}); pip install "toto-robot[compare]", with a '
-            "torchvision of the same build as torch (see scripts/setup.sh)"
+            "torchvision of the same build as torch (pip install torchvision --index-url <where "
+            "torch came from>)"
         ) from error
     if not timm.is_model(timm_name):
         known = timm.list_models("vit*")
