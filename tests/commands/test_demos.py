@@ -78,6 +78,11 @@ def test_a_larger_n_adds_to_the_file(recorded, monkeypatch):
         run(monkeypatch, recorded, "n=5", "visuals=mild")
 
 
+def test_each_task_has_a_file_of_its_own() -> None:
+    config = demos.parse(demos.DemosConfig, ["env=kuka_pick", "expert=teacher"])
+    assert str(config.file) == "data/demos/kuka_pick.hdf5"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -127,6 +127,15 @@ def test_errors_name_the_cause(folder, tmp_path, monkeypatch):
         next(read_dataset(folder))
 
 
+def test_a_film_that_ends_too_early_is_named(demos, tmp_path):
+    write_dataset(tmp_path / "long", demos, fps=30, robot="franka", task="move")
+    write_dataset(tmp_path / "short", demos[:1], fps=30, robot="franka", task="move")
+    film = f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    (tmp_path / "short" / film).replace(tmp_path / "long" / film)
+    with pytest.raises(ValueError, match="ends after 0 of the 9 frames of episode 1"):
+        list(read_dataset(tmp_path / "long"))
+
+
 def test_the_command_converts_both_ways(demos, tmp_path, monkeypatch, capsys):
     paths = [tmp_path / f"{i}.hdf5" for i in range(len(demos))]
     for path, demo in zip(paths, demos, strict=True):
