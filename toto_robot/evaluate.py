@@ -198,7 +198,7 @@ def write_up(
         "backbone": record.name if record else None,
         "weights_hash": record.weights_hash if record else None,
         "untrained_backbone": bool(subject.stamp),
-        "checkpoint": str(subject.checkpoint),
+        "checkpoint": os.path.relpath(subject.checkpoint, subject.folder),
         "policy_hash": subject.policy_hash,
     }
     if shift == NONE:
