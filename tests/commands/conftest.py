@@ -1,6 +1,8 @@
 """The test doubles of tests/policies, for the commands."""
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,3 +18,13 @@ def doubles() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def absl_leaves_captured_streams_open() -> Iterator[None]:
+    """absl, which rliable brings along, logs to the stream that it met first, pytest's, and closes
+    it when Hydra sets up logging anew: pytest itself would fail. The real stream it leaves open."""
+    yield
+    if "absl.logging" in sys.modules:
+        handler = sys.modules["absl.logging"].get_absl_handler()
+        handler.python_handler.stream = sys.__stderr__
