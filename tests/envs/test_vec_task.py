@@ -113,6 +113,7 @@ def test_the_oracle_beside_images_is_the_state_observation(make):
     pixels, state = make(obs="pixels", image_size=16, oracle=True, **few), make(**few)
     seen, known = pixels.reset(), state.reset()
     assert set(seen) == {"obs", "states", "oracle"} and set(known) == {"obs", "states"}
+    extras, same = {}, {}
     for step in range(3):
         torch.testing.assert_close(seen["oracle"], known["obs"], rtol=0, atol=0)
         actions = torch.full((2, 9), 0.3 * step)
