@@ -171,6 +171,10 @@ class RLConfig:
         return replace(self.task_options(), oracle=oracle, steps_after_success=cut)
 
 
+# Options that make no other experiment: how it is run, and how often it is looked at.
+INCIDENTAL = (
+    "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
+)  # fmt: skip
 GROUPS = {"env": tuple(TASK_NAMES), "backbone": NAMES, "preset": tuple(PRESETS)}
 
 
@@ -283,21 +287,19 @@ def _first_line(error: BaseException) -> str:
 def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str]:
     """The command line with what the user may leave out: a run folder, and when resuming the
     options of the run that goes on (what the user gives again wins)."""
-    flags = [word for word in argv if word.startswith("-")]
-    if not set(flags) <= {"-m", "--multirun"}:  # --help, --cfg job, …: Hydra's own business
+    if any(word.startswith("-") for word in argv):  # --help, --cfg job, …: Hydra's own business
         return argv
-    words = [word for word in argv if not word.startswith("-")]
+    words = list(argv)
     given = {o.key_or_group: o for o in check_overrides(words)}
     if "resume" in given and given["resume"].value() is not None:
         folder = Path(str(given["resume"].value()))
         saved = saved_overrides(folder)
         words = [w for w in saved if w.split("=", 1)[0] not in given] + words
-        given.setdefault("hydra.run.dir", given["resume"])
         words += [] if _has_run_dir(words) else [f"hydra.run.dir={quote(str(folder))}"]
     config = check_config(words)
     if not _has_run_dir(words):
         words.append(f"hydra.run.dir={quote(default_run_dir(config, now or datetime.now()))}")
-    return flags + words
+    return words
 
 
 def default_run_dir(config: RLConfig, now: datetime) -> str:
@@ -319,17 +321,17 @@ def saved_overrides(folder: Path) -> list[str]:
     words = [f"{group}={saved[group]['name']}" for group in ("env", "backbone")]
     # A preset needs no repeating: its values are among the saved ones. Null chooses none in Hydra.
     left_out = ("resume",) if saved.get("preset") else ("resume", "preset")
-    return words + _flatten({k: v for k, v in saved.items() if k not in left_out})
+    kept = {k: v for k, v in saved.items() if k not in left_out}
+    return words + [f"{key}={quote(value)}" for key, value in flatten(kept).items()]
 
 
-def _flatten(values: dict[Any, Any], prefix: str = "") -> list[str]:
-    words = []
+def flatten(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"ppo": {"epochs": 3}}` -> `{"ppo.epochs": 3}`."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            words += _flatten(value, f"{prefix}{key}.")
-        else:
-            words.append(f"{prefix}{key}={quote(value)}")
-    return words
+        nested = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def quote(value: Any) -> str:

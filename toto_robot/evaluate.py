@@ -66,6 +66,7 @@ class EvaluateConfig:
     out: Path | None = None  # where results go; None: into the run or policy folder
     checkpoint: str = "auto"  # of a run: best or last; auto: as at the end of its training
     device: str = "auto"
+    sim_device: str | None = None  # cpu or cuda; None: as in the training, cpu for policy=
     fresh: bool = False  # play episodes again that are there already
 
     def __post_init__(self) -> None:
@@ -301,13 +302,16 @@ def main() -> None:
     try:
         plan = parse(EvaluateConfig, sys.argv[1:])
         subjects = [
-            subject_of_run(Path(folder), plan.device, plan.checkpoint) for folder in plan.run
+            subject_of_run(Path(folder), plan.device, plan.checkpoint, plan.sim_device)
+            for folder in plan.run
         ]
-        subjects += [subject_of_policy(Path(folder), plan.device) for folder in plan.policy]
+        subjects += [
+            subject_of_policy(Path(folder), plan.device, plan.sim_device) for folder in plan.policy
+        ]
         if plan.out is not None:
             plan.out.mkdir(parents=True, exist_ok=True)
             subjects[0].folder = plan.out
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         fail(error)
     if not run_all(plan, subjects):
         print("Stopped; finished episodes are kept, the same command goes on.")

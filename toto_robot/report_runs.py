@@ -2,19 +2,15 @@
 
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from toto_robot.conf import INCIDENTAL, flatten
 from toto_robot.runs import read_metrics
-
-# Options that make no other experiment: how often, where and how long it was looked at.
-INCIDENTAL = (
-    "seed", "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
-)  # fmt: skip
 
 
 @dataclass
@@ -62,9 +58,8 @@ class Run:
             return None
         return self.reports[-1]["encodes_per_step"]
 
-    def film(self, shift: str = "none") -> Path | None:
-        stem = "eval" if shift == "none" else f"eval_{shift.replace('+', '_')}"
-        path = self.folder / f"{stem}.mp4"
+    def film(self) -> Path | None:
+        path = self.folder / "eval.mp4"
         return path if path.exists() else None
 
 
@@ -155,18 +150,10 @@ def _facts(path: Path) -> dict[str, str]:
 
 def _options(config: dict[Any, Any]) -> dict[str, Any]:
     """Flattened. Of `init` only whether there is one: each seed may start from its own policy."""
-    options = dict(_flatten(config))
+    options = flatten(config)
     if options.get("init") is not None:
         options["init"] = "policy"
     return options
-
-
-def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -193,5 +180,5 @@ def _short(value: Any) -> str:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    shared = set.intersection(*(set(run.options) for run in runs)) - set(INCIDENTAL)
+    shared = set.intersection(*(set(run.options) for run in runs)) - {"seed", *INCIDENTAL}
     return sorted(k for k in shared if len({str(run.options[k]) for run in runs}) > 1)

@@ -9,6 +9,7 @@ import torch
 
 import envs
 from envs.options import TaskOptions
+from envs.physics import check_device
 from policies.policy import Policy, load_policy
 from toto_robot.build import load_frozen, pick_device
 from toto_robot.conf import check_config, saved_overrides
@@ -83,22 +84,28 @@ def last_part(folder: Path) -> Path:
     return folder / "ppo" if (folder / "dagger").exists() else folder
 
 
-def subject_of_run(folder: Path, device: str, checkpoint: str = "auto") -> Subject:
-    """Raises FileNotFoundError or ValueError for what is not a run folder of ours."""
+def subject_of_run(
+    folder: Path, device: str, checkpoint: str = "auto", sim_device: str | None = None
+) -> Subject:
+    """`sim_device` None: as in the training. Raises FileNotFoundError or ValueError for what is not a
+    run folder of ours, and for devices that are not here."""
     folder = last_part(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"run={folder} is not a run folder: config.yaml is missing there")
     config = check_config([*saved_overrides(folder), f"device={device}"])
+    sim_device = sim_device or config.env.sim_device
+    check_device("sim_device", sim_device)
     chosen = chosen_checkpoint(folder, config.algo, checkpoint)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = load_policy(chosen, load_frozen(config), pick_device(config))
-    options, sim_device = config.task_options(), config.env.sim_device
+    options = config.task_options()
     return Subject(folder, chosen, policy, config.env.name, options, sim_device, config.seed)
 
 
-def subject_of_policy(folder: Path, device: str) -> Subject:
+def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) -> Subject:
     """A policy folder alone: its task with the looks, camera and rate that it was trained for."""
+    check_device("sim_device", sim_device or "cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(folder, device=device)
@@ -111,4 +118,4 @@ def subject_of_policy(folder: Path, device: str) -> Subject:
         camera=spec.camera or "wrist",
         control_rate_hz=spec.control_rate_hz,
     )
-    return Subject(folder, folder, policy, spec.env, options)
+    return Subject(folder, folder, policy, spec.env, options, sim_device or "cpu")

@@ -20,16 +20,19 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from policies.checkpoint import load_progress
-from toto_robot.conf import RLConfig, as_plain, check_config, check_overrides, quote
+from toto_robot.conf import (
+    INCIDENTAL,
+    RLConfig,
+    as_plain,
+    check_config,
+    check_overrides,
+    quote,
+)
 from toto_robot.runs import StopSignal, read_metrics, write_text
 from toto_robot.subject import last_part
 
 CHECKED_JOBS = 64  # composed beforehand, to tell of a wrong value before anything runs
 NAMES = {"env": "${env.name}", "backbone": "${backbone.name}", "algo": "${algo}", "obs": "${obs}"}
-# What may differ between two commands for the same sweep.
-INCIDENTAL = (
-    "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
-)  # fmt: skip
 
 _stopped = False  # of this process: after Ctrl-C its further jobs are not begun
 

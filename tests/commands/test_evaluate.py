@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import envs
 from policies.evaluation import Episode
@@ -97,6 +98,20 @@ def test_a_suite_for_every_shift(run: Path, made: list, monkeypatch: pytest.Monk
     }
     for name in ("eval_light.mp4", "eval_light.png", "eval_shifts.png"):
         assert (run / name).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_a_run_from_a_gpu_is_tested_on_a_laptop(
+    run: Path, made: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("sim_device: cpu", "sim_device: cuda"))
+    words = (f"run={run}", "episodes=2", "film_episodes=0")
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, *words)
+    assert "sim_device='cuda'" in capsys.readouterr().err
+    evaluate(monkeypatch, *words, "sim_device=cpu")
+    assert made[-1]["sim_device"] == "cpu"
 
 
 def test_stop_at_success_is_said_and_kept_apart(

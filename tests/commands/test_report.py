@@ -13,7 +13,7 @@ from toto_robot.report_curves import across_tasks, bootstrap, curve_of, interqua
 from toto_robot.report_runs import find_runs, group_runs, load_run
 from toto_robot.runs import success_report
 
-pytest.importorskip("rliable")
+pytest.importorskip("rliable", reason="not installed: pip install -e '.[report]'")
 
 CONFIG = """env: {{name: {env}}}
 backbone: {{name: toto-tiny, weights: {weights}, layer: null}}
