@@ -1,6 +1,7 @@
 """Train a policy: `python -m toto_robot.rl env=franka_pick backbone=toto-tiny`.
 
-Camera frames (or state) -> frozen features, made once -> PPO; then evaluation and film.
+Camera frames (or state) -> frozen features, made once -> a learner (`algo=ppo`, `dagger`,
+`dagger+ppo`, `ppo-gpu`); then evaluation and film.
 `resume=<run folder>` goes on with a run; Ctrl-C saves and says how. `-m seed=0,1,2,3,4` makes many
 (`sweeps.py`). All options: `conf.py`.
 """
@@ -260,7 +261,8 @@ def find_renderer(config: RLConfig) -> str:
 def run_dir_is_free(folder: Path, config: RLConfig) -> None:
     """Raises FileExistsError / FileNotFoundError unless the folder suits a new or resumed run."""
     if config.resume is None:
-        if (folder / "metrics.jsonl").exists():
+        parts = (folder, folder / "dagger")  # the latter: a run of algo=dagger+ppo
+        if any((part / "metrics.jsonl").exists() for part in parts):
             raise FileExistsError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose "
                 "another hydra.run.dir"

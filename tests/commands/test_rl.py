@@ -209,6 +209,8 @@ def test_dagger_then_ppo_are_two_runs_and_go_on_where_they_were(
     assert f"resume={run}\n" in capsys.readouterr().out
     first = (run / "dagger/metrics.jsonl").read_text()
     assert not (run / "ppo/eval.json").exists()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        rl.run_dir_is_free(run, small(*words))
     rl.train(small(*words, f"resume={run}"), run, backbone)
     assert (run / "dagger/metrics.jsonl").read_text() == first
     assert json.loads((run / "ppo/eval.json").read_text())["episodes"] == 6
