@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretraining.cli import parse
 from toto_robot.backbone.dvae import DVAE, DVAEConfig, dvae_size
 from toto_robot.backbone.tokenizers import KINDS, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGANConfig, our_names, vqgan_size
 from toto_robot.backbone.weights import read_weights, sha256_of
+from toto_robot.cli import parse
 
 TOKENS_PER_SIDE = 16  # the paper's
 

@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.video import read_frames
 from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.generation import Sampling, continue_video
 from toto_robot.backbone.names import load_with_head
 from toto_robot.backbone.tokenizers import TokenDecoder, TokenEncoder, read_decoder
 from toto_robot.backbone.weights import write_json
+from toto_robot.cli import parse
 
 GREEN, ORANGE = (60, 200, 80), (255, 140, 0)
 BAR = 3  # px

@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.readers import PyAVReader
 from pretraining.shards import Manifest
 from pretraining.sources import Kind, Source
@@ -37,6 +36,7 @@ from pretraining.tokenize_plan import decide_held_out, list_sources
 from pretraining.video import CorruptSourceError, frames_of
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import replace_atomically, sha256_of, temporary_name, write_json
+from toto_robot.cli import parse
 
 INDEX, KEYFRAMES = "index.json", "keyframes.npy"
 

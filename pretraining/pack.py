@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pretraining.cli import parse
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.packing import pack_all
 from toto_robot.backbone.weights import read_weights, save_weights
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pretraining import train
-from pretraining.cli import parse, split
 from pretraining.flops import macs_per_token
 from pretraining.laws import Law, fit_parametric, fit_power, frontier
 from pretraining.parallel import join_world
@@ -34,6 +33,7 @@ from pretraining.pictures import save
 from pretraining.series import Outcome, train_all
 from toto_robot.backbone.models import MODELS, config_from_json, num_parameters
 from toto_robot.backbone.weights import nearest, write_json
+from toto_robot.cli import parse, split
 
 FAMILY = ("a1", "a2", "a3", "a4", "a5", "a6")
 DEFAULTS = ("mup=true", "lr=0.0078125", "steps=250000")

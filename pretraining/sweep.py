@@ -17,11 +17,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from pretraining import train
-from pretraining.cli import parse, split
 from pretraining.parallel import join_world
 from pretraining.pictures import save
 from pretraining.series import Outcome, train_all
 from toto_robot.backbone.weights import write_json
+from toto_robot.cli import parse, split
 
 PAPER_BEST = -7  # log2 of the rate that the paper found best at every width
 

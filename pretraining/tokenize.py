@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli import parse
 from pretraining.shards import MANIFEST
 from pretraining.tokenize_launchers import LAUNCHERS, write_slurm
 from pretraining.tokenize_plan import Plan, make_plan
 from pretraining.tokenize_task import Job, finish, read_record, unfinished
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)

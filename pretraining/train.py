@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from pretraining.checkpoints import Checkpoints
-from pretraining.cli import parse
 from pretraining.export import export, start_from
 from pretraining.flops import flops_per_token, peak_flops
 from pretraining.held_out import held_out_losses
@@ -40,6 +39,7 @@ from pretraining.tracker import Tracker
 from toto_robot.backbone.causal import CausalConfig, CausalModel
 from toto_robot.backbone.models import make_model, model_config, num_parameters, resized
 from toto_robot.backbone.precision import has_fast_bfloat16
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)

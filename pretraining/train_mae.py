@@ -18,7 +18,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.parallel import choose_device
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.tokenize_plan import decide_held_out, list_sources
@@ -27,6 +26,7 @@ from toto_robot.backbone.patches import normalised
 from toto_robot.backbone.precision import fast_matmul
 from toto_robot.backbone.vit import EPS, VIT_SIZES, ViT, ViTConfig, from_transformers
 from toto_robot.backbone.weights import nearest, save_weights
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)

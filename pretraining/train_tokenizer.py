@@ -18,7 +18,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.colours import colour_weights, colour_whitening, pixel_weights
 from pretraining.dvae_loss import DecoderTraining, DVAELossOptions, DVAETraining
 from pretraining.parallel import choose_device
@@ -33,6 +32,7 @@ from toto_robot.backbone.precision import has_fast_bfloat16
 from toto_robot.backbone.tokenizers import Tokenizer, read_encoder, save_decoder, save_tokenizer
 from toto_robot.backbone.vqgan import VQGAN, VQGAN_SIZES
 from toto_robot.backbone.weights import nearest
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)

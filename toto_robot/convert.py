@@ -15,8 +15,8 @@ from tqdm import tqdm
 from policies.demonstrations import DemonstrationFile, assemble, write_episode
 from policies.lerobot import read_about, read_dataset, read_info
 from policies.lerobot_writer import write_dataset
-from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
+from toto_robot.cli import parse
 
 TEXTS = {
     "franka_pick": "pick up the cube",

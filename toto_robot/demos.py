@@ -27,9 +27,9 @@ from policies.demonstrations import Demonstration, DemonstrationFile, assemble, 
 from policies.film import film_demonstrations
 from policies.policy import load_policy, read_spec
 from policies.teacher import load_teacher
-from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone.weights import nearest
+from toto_robot.cli import parse
 from toto_robot.runs import success_report, write_json
 
 HOPELESS = 100  # attempts without a demonstration to keep, after which it is given up

@@ -21,10 +21,10 @@ from envs import gl
 from policies.feature_vec_env import feature_vec_env
 from policies.ppo import PPOConfig, make_ppo
 from policies.vec_env import StateObserver, TaskVecEnv
-from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import load_backbone
 from toto_robot.backbone.names import WeightsNotFoundError
+from toto_robot.cli import parse
 from toto_robot.envs_sheet import draw_sheet, examine_tasks
 from toto_robot.runs import describe_machine
 

@@ -25,8 +25,8 @@ from envs.levels import ALL, SHIFTS
 from policies.evaluation import Episode, Name, evaluate
 from policies.film import EpisodeFilm, picture_grid
 from policies.policy import load_policy
-from pretraining.cli import parse
 from toto_robot.build import pick_device
+from toto_robot.cli import parse
 from toto_robot.conf import (
     RLConfig,
     check_choice,

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pretraining.cli import parse
 from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.weights import sha256_of, write_json
+from toto_robot.cli import parse
 
 LEAST_COSINE = 0.999
 

@@ -21,8 +21,8 @@ import envs
 from envs import spec
 from envs.randomisation import Randomiser
 from envs.scripted import Motion, ScriptedMotions
-from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
+from toto_robot.cli import parse
 from toto_robot.runs import write_text
 
 CONTROL_STEPS_PER_FRAME = 2

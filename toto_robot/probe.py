@@ -22,7 +22,6 @@ from tqdm import tqdm
 import envs
 from envs.scripted import Motion, ScriptedMotions
 from envs.vec_task import VecTask
-from pretraining.cli import parse
 from pretraining.probing import (
     Split,
     average_grid,
@@ -34,6 +33,7 @@ from pretraining.probing import (
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.models import make_model
+from toto_robot.cli import parse
 
 SHARES: dict[Motion, float] = {"wander": 0.15, "look": 0.5, "pick": 0.35}
 EVERY = 7  # control steps between two frames

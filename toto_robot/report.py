@@ -20,8 +20,8 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from envs.spec import SUCCESS_STREAK
-from pretraining.cli import parse
 from toto_robot._siblings import check_siblings
+from toto_robot.cli import parse
 from toto_robot.conf import check_choice, fail
 from toto_robot.report_curves import (
     STATISTICS,

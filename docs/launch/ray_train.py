@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pretraining import train
-from pretraining.cli import parse, split
+from toto_robot.cli import parse, split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pretraining.cli import parse
 from pretraining.studies.common import Row, TableConfig, run_table
 from toto_robot.backbone.causal import CausalConfig
 from toto_robot.backbone.models import model_config, num_parameters
+from toto_robot.cli import parse
 
 PUBLISHED = {
     "source": "arXiv 2501.05453, Table 6: ImageNet-1k, dVAE 16x16, 400 epochs, average pooling",

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pretraining.cli import parse
 from pretraining.pictures import Line, Panel, plot_panels
 from pretraining.studies.common import names_of, paths_in
 from toto_robot.backbone.weights import write_json
+from toto_robot.cli import parse
 
 POINTS = 300  # of a smoothed curve
 BILLION = 1_000_000_000

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Int, UInt64
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.pictures import Line, Panel, plot_panels
 from pretraining.shards import Clips, Manifest, read_manifest
 from pretraining.studies.common import names_of, paths_in
 from toto_robot.backbone.weights import write_json
+from toto_robot.cli import parse
 
 ORDERS = (1, 2, 3)
 BITS = 16  # of a packed code, as codes are uint16: three fit into 64 bits

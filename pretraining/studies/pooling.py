@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretraining.cli import parse
 from pretraining.studies.common import Row, TableConfig, run_table
+from toto_robot.cli import parse
 
 PUBLISHED = {
     "source": "arXiv 2501.05453, Table 5: ImageNet-1k, dVAE 16x16, large, 400 epochs, layer 9 of 16",

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pretraining.cli import parse
 from pretraining.studies.common import Row, TableConfig, run_table
+from toto_robot.cli import parse
 
 PUBLISHED = {
     "source": "arXiv 2501.05453, Table 4: ImageNet-1k, large, layer 9 of 16; compute in "

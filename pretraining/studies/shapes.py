@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from pretraining.cli import parse
+from toto_robot.cli import parse
 
 FPS = 30
 OVERSAMPLING = 2  # edges are drawn at twice the size

@@ -17,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.cli import parse
 from pretraining.export import load_whole
 from pretraining.parallel import choose_device
 from pretraining.pictures import Line, Panel, plot_panels
 from pretraining.shards import Clips
 from toto_robot.backbone.causal import CausalModel, to_sequence
 from toto_robot.backbone.weights import write_json
+from toto_robot.cli import parse
 
 PUBLISHED = {
     "source": "arXiv 2501.05453, Fig. 10; read off the figure, approximate",

@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pretraining.cli import parse
 from pretraining.studies.common import Row, TableConfig, paths_in, run_table
 from toto_robot.backbone.tokenizers import load_tokenizer
+from toto_robot.cli import parse
 
 PUBLISHED = {
     "source": "arXiv 2501.05453, Table 3: ImageNet-1k, large, 400 epochs, layer 9 of 16, average "

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from pretraining import train
-from pretraining.cli import parse
 from pretraining.progress import requeue
 from tests.pretraining.test_training import config, losses
+from toto_robot.cli import parse
 
 LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
 WORDS = {"model": "tiny", "layers": 1, "frames": 2, "batch_size": 2, "warmup": 2, "eval_every": 3,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pretraining import scaling, sweep, train
-from pretraining.cli import parse, split
 from pretraining.laws import fit_parametric, fit_power, frontier
 from pretraining.optimizer import Diverged
+from toto_robot.cli import parse, split
 
 
 def test_power_law_is_recovered() -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from pretraining.cli import parse
+from toto_robot.cli import parse
 
 
 @dataclass(frozen=True, kw_only=True)
