@@ -43,6 +43,7 @@ class RobotState:
     gripper_m: float
     robot_time_s: float
     received_s: float
+    gripper_m_s: float = 0.0  # speed of the width
     mode: Mode = "ready"
     message: str = ""  # of a mode that is not "ready": what the robot says
 

@@ -70,7 +70,10 @@ class Guard:
             self._robot_time_s, self._changed_s = state.robot_time_s, now
         elif state.mode == "ready" and now - self._changed_s > FROZEN_S:
             age_ms = 1000 * (now - self._changed_s)
-            words = {"mode": "lost", "message": f"the robot's clock stands still for {age_ms:.0f} ms"}
+            words = {
+                "mode": "lost",
+                "message": f"the robot's clock stands still for {age_ms:.0f} ms",
+            }
             return RobotState(**{**vars(state), **words})
         return state
 

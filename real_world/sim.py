@@ -91,7 +91,9 @@ class SimWorld:
         """Positions and speeds of arm and fingers, rad and m."""
         with self.lock:
             fields = self.task.engine.read()
-            return tuple(fields[k][0, : FRANKA.num_actions].double().numpy() for k in ("qpos", "qvel"))  # type: ignore[return-value]
+            return tuple(
+                fields[k][0, : FRANKA.num_actions].double().numpy() for k in ("qpos", "qvel")
+            )  # type: ignore[return-value]
 
     def picture(self, camera: str, size_px: int) -> np.ndarray:
         """uint8 [size, size, 3] of the present state."""
@@ -130,6 +132,7 @@ class SimRobot:
             gripper_m=float(q[ARM_JOINTS:].sum()),
             robot_time_s=self.world.ticks / TICK_HZ,
             received_s=now_s,
+            gripper_m_s=float(dq[ARM_JOINTS:].sum()),
             mode="ready" if self._open else "lost",
             message="" if self._open else "not connected",
         )

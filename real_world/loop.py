@@ -1,0 +1,337 @@
+"""One episode on an arm: look, think, limit, send, on time; and hold the arm when anything is wrong.
+
+Ticks come at the command rate, of which every m-th is the policy's. Frames and joints are matched by
+the time of receipt. A plan is the next K actions; an action is a change of the joint targets
+(`envs.vec_task`), counted from the target that was really sent, so limits do not wind up.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs.spec import CONTROL_RATE_HZ, FRANKA, OBS, STATES
+from real_world.contracts import (
+    ARM_JOINTS,
+    Camera,
+    CameraError,
+    Command,
+    Frame,
+    RobotError,
+    RobotState,
+)
+from real_world.guard import Guard
+from real_world.pacing import Clock, Deadlines, Pacer, Stages, Tick
+
+BOUND = 1.05  # actions are in [-1, 1]; one beyond this is a fault, not something to clip
+HISTORY = 128  # newest robot states, to match with frames
+
+
+class Fault(RuntimeError):
+    """Something is wrong: the arm holds, the run ends."""
+
+
+class PolicyLike(Protocol):
+    def reset(self, worlds: Tensor | None = None, /) -> None: ...
+    def act(self, obs: Mapping[str, Tensor], /) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Rates in Hz, times in s."""
+
+    policy_hz: float
+    command_hz: float
+    max_seconds: float = 10.0
+    hold_seconds: float = 1.0  # the policy goes on so long after success
+    max_frame_age_s: float = 0.25
+    starved_s: float = 0.3  # without an action for so long, the policy is late
+    missed_in_a_row: int = 5
+    threaded: bool = False  # the policy thinks beside the loop: slow ones
+    blend: float = 0.0  # share of the older plan where plans overlap; 0: the newest counts
+
+    def __post_init__(self) -> None:
+        ratio = self.command_hz / self.policy_hz
+        if ratio < 1 or abs(ratio - round(ratio)) > 1e-6:
+            raise ValueError(
+                f"command_hz={self.command_hz:g} must be a multiple of the policy's rate, "
+                f"{self.policy_hz:g} Hz"
+            )
+
+    @property
+    def commands_per_step(self) -> int:
+        return round(self.command_hz / self.policy_hz)
+
+
+@dataclass
+class Outcome:
+    """How an episode ended. `success` None: nobody said."""
+
+    success: bool | None
+    end_reason: str
+    fault: bool
+    steps: int
+    seconds: float
+    limit_events: dict[str, int] = field(default_factory=dict)
+
+
+class Plans:
+    """Plays plans back: the action of a tick is the newest plan's, blended with the one before."""
+
+    def __init__(self, blend: float):
+        self._blend = blend
+        self._plans: deque[tuple[int, Float[np.ndarray, "K A"]]] = deque(maxlen=2)
+
+    def add(self, plan: Float[np.ndarray, "K A"], seen_at: int, now: int) -> None:
+        """A plan made from what was seen at policy step `seen_at`. What lies in the past is dropped,
+        the last action never: of a plan that came late it is still the best there is."""
+        late = min(now - seen_at, len(plan) - 1)
+        self._plans.append((now, plan[late:]))
+
+    def action(self, now: int) -> Float[np.ndarray, " A"] | None:
+        """None where no plan reaches."""
+        valid = [plan[now - begins] for begins, plan in self._plans if now - begins < len(plan)]
+        if len(valid) < 2:
+            return valid[0] if valid else None
+        return self._blend * valid[0] + (1 - self._blend) * valid[1]
+
+
+class Thinker:
+    """Calls the policy: at once, or on a thread of its own where the newest observation waits."""
+
+    def __init__(self, policy: PolicyLike, stages: Stages, threaded: bool):
+        self._policy, self._stages = policy, stages
+        self._pool = ThreadPoolExecutor(1, "policy") if threaded else None
+        self._job: Future[tuple[int, np.ndarray]] | None = None
+
+    def think(self, obs: Mapping[str, Tensor], step: int) -> None:
+        if self._job is None:
+            if self._pool is None:
+                self._job = Future()
+                self._job.set_result(self._plan(obs, step))
+            else:
+                self._job = self._pool.submit(self._plan, obs, step)
+
+    def _plan(self, obs: Mapping[str, Tensor], step: int) -> tuple[int, np.ndarray]:
+        with self._stages.timed("policy"), torch.inference_mode():
+            plan = getattr(self._policy, "plan", None)
+            actions = plan(obs) if plan is not None else self._policy.act(obs)[:, None]
+        return step, _checked(actions)
+
+    def result(self) -> tuple[int, np.ndarray] | None:
+        """(step that was seen, plan) once. Raises Fault for a plan that must not be played."""
+        if self._job is None or not self._job.done():
+            return None
+        job, self._job = self._job, None
+        return job.result()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(plan: Tensor) -> Float[np.ndarray, "K A"]:
+    if plan.ndim != 3 or plan.shape[0] != 1 or plan.shape[2] != FRANKA.num_actions:
+        raise Fault(f"the policy gave {tuple(plan.shape)}, expected [1, K, {FRANKA.num_actions}]")
+    if not plan.isfinite().all():
+        raise Fault("the policy's action is not finite (NaN or infinity)")
+    if plan.abs().max() > BOUND:
+        raise Fault(f"the policy's action is {float(plan.abs().max()):.3g}, expected -1 to 1")
+    return plan[0].double().cpu().numpy()
+
+
+def observation(frames: Sequence[np.ndarray], state: RobotState) -> dict[str, Tensor]:
+    """What policies are given, of one world: images and proprioception as in `envs.task`."""
+    images = [torch.from_numpy(np.ascontiguousarray(frame)) for frame in frames]
+    fingers = [state.gripper_m / 2] * 2
+    q = np.array([*state.q_rad, *fingers])
+    dq = np.array([*state.dq_rad_s, *[state.gripper_m_s / 2] * 2])
+    lower, upper = np.array(FRANKA.lower), np.array(FRANKA.upper)
+    vector = np.concatenate([2 * (q - lower) / (upper - lower) - 1, 0.1 * dq])
+    stacked = images[0] if len(images) == 1 else torch.stack(images)
+    return {OBS: stacked[None], STATES: torch.tensor(vector, dtype=torch.float32)[None]}
+
+
+class EpisodeLoop:
+    """Runs episodes of `policy` on `robot`.
+
+    `picture(frame)` is what the policy is shown of a camera frame. `judge()` says success (True),
+    failure (False) or nothing yet (None); `stop_asked()` a reason to stop, or "". `record` gets one
+    mapping per policy step.
+    """
+
+    def __init__(
+        self,
+        robot: Guard,
+        cameras: Sequence[Camera],
+        policy: PolicyLike,
+        options: LoopOptions,
+        clock: Clock,
+        picture: Callable[[Frame], np.ndarray] = lambda frame: frame.colour,
+        judge: Callable[[], bool | None] = lambda: None,
+        stop_asked: Callable[[], str] = lambda: "",
+        record: Callable[[Mapping[str, Any]], object] = lambda step: None,
+    ):
+        self.robot, self.cameras, self.policy, self.options = robot, cameras, policy, options
+        self.clock, self.picture, self.judge = clock, picture, judge
+        self.stop_asked, self.record = stop_asked, record
+        self.stages = Stages(clock)
+        self.deadlines = Deadlines(1 / options.command_hz)
+        self._shapes: list[tuple[int, ...]] = []
+        pace = CONTROL_RATE_HZ / options.policy_hz
+        self._step = pace * np.array(FRANKA.action_step)
+
+    def run(self) -> Outcome:
+        """One episode; never raises for what can go wrong on the way: the arm holds then."""
+        self.policy.reset(None)
+        self.robot.hold_here()
+        self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
+        self._number = [-1] * len(self.cameras)
+        self._steps, self._acted_s, self._won_s = 0, self.clock.now(), None
+        before, start_s = dict(self.robot.events), self.clock.now()
+        thinker = Thinker(self.policy, self.stages, self.options.threaded)
+        fault, reason = True, ""
+        try:
+            reason = self._play(thinker, start_s)
+            fault = False
+        except (Fault, CameraError, RobotError, ValueError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # anything else is ours: the arm holds all the same
+            self.robot.stop(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            thinker.close()
+        if fault or reason.startswith("stopped"):
+            self.robot.stop(reason)
+        success = True if self._won_s is not None else self.judge()
+        events = {k: n - before.get(k, 0) for k, n in self.robot.events.items()}
+        seconds = self.clock.now() - start_s
+        return Outcome(
+            success, reason, fault, self._steps, seconds, {k: n for k, n in events.items() if n}
+        )
+
+    def _play(self, thinker: Thinker, start_s: float) -> str:
+        pacer = Pacer(self.clock, self.options.command_hz)
+        start, goal = self.robot.target, self.robot.target
+        every = self.options.commands_per_step
+        part = every  # of a policy step, in commands; beyond its last one: time to look again
+        while True:
+            tick = pacer.wait()
+            if end := self._ended(tick, start_s):
+                return end
+            state, part = self._read(), part + 1 + tick.skipped
+            row: dict[str, Any] = {}
+            if part >= every:
+                part, start = 0, self.robot.target
+                obs = self._look(state)
+                thinker.think(obs, self._steps)
+                goal, action = self._goal(thinker, start)
+                row = self._row(obs, action, goal, state, tick)
+            q = start.q_rad + (goal.q_rad - start.q_rad) * (part + 1) / every
+            with self.stages.timed("send"):
+                sent = self.robot.send(Command(q, goal.gripper_m))
+            sent_s = self.clock.now()
+            self.stages.add("jitter", abs(sent_s - tick.due_s))
+            if row:
+                row |= {"q_sent_rad": np.append(sent.q_rad, sent.gripper_m), "t_sent_s": sent_s}
+                with self.stages.timed("record"):
+                    self.record(row)
+                self._steps += 1
+            self.deadlines.count(tick, self.clock.now())
+            if self.deadlines.in_a_row >= self.options.missed_in_a_row:
+                raise Fault(f"{self.deadlines.in_a_row} deadlines in a row were missed")
+
+    def _ended(self, tick: Tick, start_s: float) -> str:
+        if reason := self.stop_asked():
+            return f"stopped: {reason}"
+        now_s, verdict = self.clock.now(), self.judge()
+        if verdict is False:
+            return "failure"
+        if verdict and self._won_s is None:
+            self._won_s = now_s
+        if self._won_s is not None and now_s - self._won_s >= self.options.hold_seconds:
+            return "success"
+        return "time limit" if tick.due_s - start_s >= self.options.max_seconds else ""
+
+    def _read(self) -> RobotState:
+        with self.stages.timed("read"):
+            state = self.robot.read()
+        if state.mode != "ready":
+            raise RobotError(f"the arm is in mode {state.mode}: {state.message}")
+        if not np.isfinite([*state.q_rad, *state.dq_rad_s, state.gripper_m]).all():
+            raise Fault(f"the robot's state is not finite: {state}")
+        self._states.append(state)
+        return state
+
+    def _look(self, state: RobotState) -> dict[str, Tensor]:
+        """The newest frame of each camera, and the joints of that time."""
+        frames = []
+        with self.stages.timed("look"):
+            for i, camera in enumerate(self.cameras):
+                frame = camera.latest()
+                if frame is None:
+                    raise Fault(f"camera {camera.name} has no frame")
+                self._check(i, camera, frame)
+                frames.append(frame)
+            pictures = [self.picture(frame) for frame in frames]
+        seen_s = max(frame.received_s for frame in frames)
+        nearest = min(self._states, key=lambda s: abs(s.received_s - seen_s), default=state)
+        return observation(pictures, nearest)
+
+    def _check(self, i: int, camera: Camera, frame: Frame) -> None:
+        age_s = self.clock.now() - frame.received_s
+        self.stages.add("frame_age", age_s)
+        if age_s > self.options.max_frame_age_s:
+            raise Fault(
+                f"camera {camera.name}: frame {frame.number} is {1000 * age_s:.0f} ms old, the limit is "
+                f"{1000 * self.options.max_frame_age_s:.0f} ms"
+            )
+        if frame.number < self._number[i] or age_s < -0.05:
+            raise Fault(
+                f"camera {camera.name} jumped in time: frame {frame.number}, {age_s:.3f} s old"
+            )
+        self._number[i] = frame.number
+        shape = frame.colour.shape
+        if len(self._shapes) <= i:
+            self._shapes.append(shape)
+        if shape != self._shapes[i] or frame.colour.dtype != np.uint8:
+            raise Fault(
+                f"camera {camera.name}: frame {frame.number} is {frame.colour.dtype} {shape}, those "
+                f"before it uint8 {self._shapes[i]}"
+            )
+
+    def _goal(self, thinker: Thinker, start: Command) -> tuple[Command, np.ndarray]:
+        """Where this policy step leads to. Without an action the target stays."""
+        thought = thinker.result()
+        if thought is not None:
+            self._plans.add(thought[1], thought[0], self._steps)
+        action, now_s = self._plans.action(self._steps), self.clock.now()
+        if action is not None:
+            self._acted_s = now_s
+        elif now_s - self._acted_s > self.options.starved_s:
+            raise Fault(f"the policy is late: no action for {now_s - self._acted_s:.2f} s")
+        else:
+            action = np.zeros(FRANKA.num_actions)
+        change = self._step * action
+        return Command(
+            start.q_rad + change[:ARM_JOINTS],
+            float(np.clip(start.gripper_m + change[ARM_JOINTS:].sum(), 0.0, 0.08)),
+        ), action
+
+    def _row(self, obs, action, goal, state, tick: Tick) -> dict[str, Any]:
+        images = obs[OBS][0] if obs[OBS].ndim == 5 else obs[OBS]
+        names = [camera.name for camera in self.cameras]
+        return {
+            **{f"obs/{n}_image": image.numpy() for n, image in zip(names, images, strict=True)},
+            "obs/proprioception": obs[STATES][0].numpy(),
+            "actions": action.astype(np.float32),
+            "q_wanted_rad": np.append(goal.q_rad, goal.gripper_m),
+            "q_rad": np.append(state.q_rad, state.gripper_m),
+            "t_due_s": tick.due_s,
+        }
