@@ -78,6 +78,7 @@ class DAgger:
         self.policy, self.config = policy, config
         self._task, self._observer, self._expert, self._labels = task, observer, expert, labels
         self.num_timesteps = self._resumed_at = 0
+        self._clip = float(getattr(task, "clip_actions", 1.0))
         self._seed, self._rng = seed, np.random.default_rng(seed)
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -116,7 +117,8 @@ class DAgger:
         """One step: see, ask the expert, remember, act."""
         seen = self._observer(self._obs)
         assert isinstance(seen, dict)
-        wanted = self._expert.act(self._obs).cpu()
+        # The task clips actions: what lies beyond would only be noise to imitate.
+        wanted = self._expert.act(self._obs).cpu().clamp(-self._clip, self._clip)
         self._labels.append(seen, wanted.numpy())
         with torch.no_grad():
             batch: Any = obs_as_tensor(seen, self.policy.device)

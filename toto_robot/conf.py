@@ -47,6 +47,7 @@ class EnvConfig:
     )
     dynamics: str = "fixed"  # of friction, masses and drives
     control_rate_hz: int = int(CONTROL_RATE_HZ)
+    clip_actions: float = 1.0  # the largest action; 0.2 is a joint target's speed of 1.5 rad/s
     fidelity: str = "corrected"  # pixmc: with PixMC's quirks
     # While training, cut episodes so many steps after their success. None: 30 for algo=dagger (the
     # rest would be holding still), else never. Evaluation never cuts.
