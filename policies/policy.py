@@ -42,6 +42,19 @@ class BackboneRecord:
 
 
 @dataclass
+class BCRecord:
+    """What a behaviour-cloning policy is, beside its network. Actions of the network in [-1, 1] mean
+    `low` to `high` of the task's."""
+
+    cameras: list[str]
+    chunk: int  # actions of one plan
+    context: int  # observations that are read
+    replan_every: int  # control steps, at most `chunk`
+    low: list[float]
+    high: list[float]
+
+
+@dataclass
 class PolicySpec:
     """All that is needed to rebuild the network and its observation, as plain JSON values."""
 
@@ -59,6 +72,7 @@ class PolicySpec:
     env_steps: int = 0
     control_rate_hz: int = 60
     format: int = FORMAT
+    bc: BCRecord | None = None
 
     def observation_space(self) -> spaces.Space:
         if self.feature_shape is None:
@@ -91,6 +105,10 @@ class Policy:
             actions = self.net.get_distribution(seen).get_actions(deterministic=True)
         return actions.clamp(-1.0, 1.0).cpu()
 
+    def plan(self, obs: TaskObs) -> Tensor:
+        """The next K actions, float32 [N, K, num_actions]; K = 1 here."""
+        return self.act(obs)[:, None]
+
 
 def save_policy(folder: Path, net: ActorCriticPolicy, spec: PolicySpec) -> None:
     """Write `policy.safetensors` and `policy.json` into `folder` (made if missing)."""
@@ -110,9 +128,16 @@ def read_spec(folder: Path) -> PolicySpec:
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} has format {data.get('format')}, this code reads {FORMAT}")
     backbone = data.pop("backbone")
-    ppo = data.pop("ppo")
+    ppo, bc = data.pop("ppo"), data.pop("bc", None)  # folders older than bc lack it
     record = None if backbone is None else BackboneRecord(**backbone)
-    return PolicySpec(**data, backbone=record, ppo=PPOConfig(**ppo))
+    cloned = None if bc is None else BCRecord(**bc)
+    return PolicySpec(**data, backbone=record, ppo=PPOConfig(**ppo), bc=cloned)
+
+
+def weights_file(folder: Path) -> Path:
+    """Where a policy's weights are: ours, or robomimic's checkpoint."""
+    ours = folder / "policy.safetensors"
+    return ours if ours.is_file() else folder / "model.pth"
 
 
 def load_weights(folder: Path, net: ActorCriticPolicy) -> None:
@@ -179,8 +204,8 @@ def check_backbone(record: BackboneRecord, backbone: Any, folder: Path | str) ->
             )
 
 
-def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -> Policy:
-    """Rebuild a saved policy.
+def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -> Any:
+    """Rebuild a saved policy: a `Policy`, or a `BCPolicy`, which has the same methods.
 
     `backbone`: the loaded FrozenBackbone, to share one; by default it is loaded by the name and
     weights in `policy.json`. Raises FileNotFoundError without a policy (or weights), ValueError if
@@ -193,6 +218,10 @@ def load_policy(folder: Path | str, backbone: Any = None, device: str = "cpu") -
         if backbone is None:
             backbone = _load_recorded(spec.backbone, device)
         check_backbone(spec.backbone, backbone, folder)
+        if spec.bc is not None:
+            from policies.bc_policy import load_bc  # robomimic, an extra
+
+            return load_bc(folder, spec, backbone, device)
         observer = observer_of(backbone, spec.num_states, history=spec.ppo.history)
         if list(backbone.feature_shape) != spec.feature_shape:
             raise ValueError(

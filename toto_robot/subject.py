@@ -10,7 +10,7 @@ import torch
 import envs
 from envs.options import TaskOptions
 from envs.physics import check_device
-from policies.policy import Policy, load_policy
+from policies.policy import Policy, load_policy, read_spec, weights_file
 from toto_robot.build import load_frozen, pick_device
 from toto_robot.conf import check_config, saved_overrides
 from toto_robot.episodes import Suite
@@ -35,7 +35,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         # Now, since a training that goes on may replace the checkpoint.
-        weights = (self.checkpoint / "policy.safetensors").read_bytes()
+        weights = weights_file(self.checkpoint).read_bytes()
         self.policy_hash = hashlib.sha256(weights).hexdigest()[:16]
 
     @property
@@ -92,6 +92,9 @@ def subject_of_run(
     folder = last_part(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"run={folder} is not a run folder: config.yaml is missing there")
+    if (chosen := _bc_checkpoint(folder, checkpoint)) is not None:
+        alone = subject_of_policy(chosen, device, sim_device)
+        return replace(alone, folder=folder)
     config = check_config([*saved_overrides(folder), f"device={device}"])
     sim_device = sim_device or config.env.sim_device
     check_device("sim_device", sim_device)
@@ -101,6 +104,21 @@ def subject_of_run(
     policy = load_policy(chosen, load_frozen(config), pick_device(config))
     options = config.task_options()
     return Subject(folder, chosen, policy, config.env.name, options, sim_device, config.seed)
+
+
+def _cameras(spec: Any) -> Any:
+    """One name, or several in a tuple."""
+    if spec.bc is not None and len(spec.bc.cameras) > 1:
+        return tuple(spec.bc.cameras)
+    return spec.camera or "wrist"
+
+
+def _bc_checkpoint(folder: Path, wanted: str) -> Path | None:
+    """The checkpoint of a run of `toto_robot.bc`; None for other runs."""
+    last = folder / "checkpoints/last"
+    if not (last / "policy.json").is_file() or read_spec(last).bc is None:
+        return None
+    return chosen_checkpoint(folder, "bc", "best" if wanted == "auto" else wanted)
 
 
 def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) -> Subject:
@@ -115,7 +133,7 @@ def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) 
     options = TaskOptions(
         obs=spec.obs,  # type: ignore[arg-type] # it was one of them when the policy was trained
         image_size=spec.image_size or 128,
-        camera=spec.camera or "wrist",
+        camera=_cameras(spec),
         control_rate_hz=spec.control_rate_hz,
     )
     return Subject(folder, folder, policy, spec.env, options, sim_device or "cpu")

@@ -1,0 +1,99 @@
+"""A behaviour-cloning policy: it plans the next K actions and plays them back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from policies.feature_vec_env import FeatureHistory
+from policies.robomimic_bc import MODEL, PROPRIO, load_algo, predict
+from policies.vec_env import TaskObs
+
+LEAST_SPAN = 1e-6  # of an action dimension that varies
+
+
+def action_range(actions: Float[np.ndarray, "T A"]) -> tuple[list[float], list[float]]:
+    """Least and largest of each dimension; one that hardly varies gets 1 to either side."""
+    low, high = actions.min(axis=0).astype(float), actions.max(axis=0).astype(float)
+    flat = high - low < LEAST_SPAN
+    middle = (low + high) / 2
+    return np.where(flat, middle - 1, low).tolist(), np.where(flat, middle + 1, high).tolist()
+
+
+def normalise(actions: Any, low: Any, high: Any) -> Any:
+    """The range [low, high] -> [-1, 1]; inverse of `denormalise`."""
+    return 2 * (actions - low) / (high - low) - 1
+
+
+def denormalise(actions: Any, low: Any, high: Any) -> Any:
+    return (actions + 1) / 2 * (high - low) + low
+
+
+class BCPolicy:
+    """As `policies.policy.Policy`; `act` makes a new plan every `spec.bc.replan_every` steps.
+
+    Worlds have plans of their own: `reset(worlds)` lets these begin a new episode.
+    """
+
+    def __init__(self, algo: Any, spec: Any, backbone: Any):
+        self.algo, self.spec, self.backbone = algo, spec, backbone
+        self.raw = bool(getattr(backbone, "trainable", False))
+        self._low, self._high = torch.tensor(spec.bc.low), torch.tensor(spec.bc.high)
+        self.reset()
+
+    def reset(self, worlds: Tensor | None = None) -> None:
+        if worlds is None:
+            self._plan: Tensor | None = None
+            keys = (PROPRIO, *self.spec.bc.cameras)
+            self._past = {key: FeatureHistory(self.spec.bc.context) for key in keys}
+        elif self._plan is not None:
+            self._age[worlds.cpu()] = self.spec.bc.replan_every
+            for past in self._past.values():
+                past.reset(worlds.cpu())
+
+    def act(self, obs: TaskObs) -> Float[Tensor, "N A"]:
+        """The newest plan's action for this step, in [-1, 1], on the CPU."""
+        num = len(obs["states"])
+        if self._plan is None:
+            self._plan = torch.zeros(num, self.spec.bc.chunk, self.spec.num_actions)
+            self._age = torch.full((num,), self.spec.bc.replan_every)
+        due = self._age >= self.spec.bc.replan_every
+        if self.spec.bc.context > 1:  # the history needs every frame
+            plans = self.plan(obs)
+            self._plan[due] = plans[due]
+        elif due.any():
+            ids = due.nonzero().flatten()
+            self._plan[due] = self.plan({k: v[ids.to(v.device)] for k, v in obs.items()})
+        self._age[due] = 0
+        actions = self._plan[torch.arange(num), self._age]
+        self._age += 1
+        return actions.clone()
+
+    def plan(self, obs: TaskObs) -> Float[Tensor, "N K A"]:
+        """The next K actions in [-1, 1] from `obs["obs"]` (uint8 [N, H, W, 3], with several cameras
+        [N, C, H, W, 3]) and `obs["states"]`; call it at each step if the policy has a context."""
+        seen = self.observe(obs)
+        if self.spec.bc.context > 1:
+            seen = {key: self._past[key].push(value) for key, value in seen.items()}
+        out = predict(self.algo, seen, self.spec.bc.context).cpu()
+        chunk = out.unflatten(1, (self.spec.bc.chunk, self.spec.num_actions))
+        return denormalise(chunk.clamp(-1, 1), self._low, self._high).clamp(-1.0, 1.0)
+
+    def observe(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the network reads: proprioception, and features (float16, as in the training)."""
+        seen, images = {PROPRIO: obs["states"].float()}, obs["obs"]
+        for number, camera in enumerate(self.spec.bc.cameras):
+            frames = images[:, number] if images.ndim == 5 else images
+            with torch.no_grad():
+                made = self.backbone(frames)
+            half = made.permute(0, 3, 1, 2).float() / 255 if self.raw else made.to(torch.float16)
+            seen[camera] = half
+        return seen
+
+
+def load_bc(folder: Path, spec: Any, backbone: Any, device: str) -> BCPolicy:
+    return BCPolicy(load_algo(folder / MODEL, device), spec, backbone)
