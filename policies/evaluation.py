@@ -2,9 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from policies.policy import Policy
+from torch import Tensor
+
+
+class Player(Protocol):
+    """`policies.policy.Policy`, or a `BCPolicy`."""
+
+    def reset(self, worlds: Tensor | None = None) -> None: ...
+    def act(self, obs: Any) -> Tensor: ...
+
 
 Name = tuple[int, int]  # seed and world: the first episode of that world in a task so seeded
 
@@ -31,7 +39,7 @@ class Episode:
 
 
 def evaluate(
-    policy: Policy,
+    policy: Player,
     task: Any,
     episodes: Sequence[Name],
     watch: Callable[[Mapping[int, Episode]], None] | None = None,

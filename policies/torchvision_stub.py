@@ -14,7 +14,7 @@ MODULES = ("", ".models", ".transforms", ".transforms.functional")
 class Missing(ModuleType):
     """Imports as anything; raises ImportError once that is used."""
 
-    __path__: list[str] = []
+    __path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
