@@ -1,0 +1,87 @@
+"""An arm, a camera and policies that do what they are told, and break when they are told to."""
+
+import numpy as np
+import torch
+
+from envs.spec import FRANKA
+from real_world.contracts import CameraError, Frame, Intrinsics, RobotError, RobotState
+
+HOME = np.array(FRANKA.default_pose[:7])
+
+
+class Arm:
+    """Is at once where it is sent."""
+
+    name, rate_hz = "fake", 30.0
+
+    def __init__(self, clock):
+        self.clock, self.sent, self.stops = clock, [], []
+        self.q, self.frozen_s, self.mode = HOME.copy(), None, "ready"
+        self.fail = None  # an exception for `send`
+        self.error_rad = 0.0  # of what `read` says
+
+    def connect(self):
+        self.stops.clear()
+
+    def read(self):
+        now_s = self.clock.now()
+        robot_s = now_s if self.frozen_s is None else self.frozen_s
+        return RobotState(
+            self.q + self.error_rad, np.zeros(7), 0.07, robot_s, now_s, mode=self.mode
+        )
+
+    def send(self, command):
+        if self.fail is not None:
+            raise self.fail
+        if self.stops:
+            raise RobotError("stopped")
+        self.sent.append(command)
+        self.q = command.q_rad
+        return command
+
+    def stop(self, reason):
+        self.stops.append(reason)
+
+    def close(self):
+        self.stop("closed")
+
+
+class Eye:
+    """A frame whenever one is asked for; `change(frame)` may spoil it."""
+
+    name, rate_hz = "wrist", 30.0
+
+    def __init__(self, clock):
+        self.clock, self.number, self.gone, self.change = clock, 0, False, lambda frame: frame
+
+    def connect(self): ...
+
+    def latest(self, newer_than=-1, timeout_s=0.0):
+        if self.gone:
+            raise CameraError("camera wrist was unplugged; plug it in and start again")
+        self.number += 1
+        now_s = self.clock.now()
+        return self.change(Frame(np.zeros((8, 8, 3), np.uint8), self.number, now_s, now_s))
+
+    def intrinsics(self):
+        return Intrinsics(8, 8, 4, 4, 4, 4)
+
+    def close(self): ...
+
+
+class Steady:
+    """Always the same action, in plans of `horizon`; `at[step]` gives another."""
+
+    def __init__(self, action=0.0, horizon=1, at=None, before=lambda step: None):
+        self.action, self.horizon, self.at, self.before = action, horizon, at or {}, before
+        self.calls = 0
+
+    def reset(self, worlds=None):
+        self.calls = 0
+
+    def plan(self, obs):
+        step, self.calls = self.calls, self.calls + 1
+        self.before(step)
+        if step in self.at:
+            return self.at[step]
+        return torch.full((1, self.horizon, FRANKA.num_actions), float(self.action))
