@@ -1,0 +1,72 @@
+"""Demonstrations -> robomimic's loader -> training -> a policy folder; resumed as uninterrupted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("robomimic", reason="scripts/setup.sh installs it")
+
+from policies.demonstrations import Demonstration, assemble, write_episode
+from policies.policy import load_policy
+from toto_robot.bc import BCConfig, Run, train
+from toto_robot.runs import StopSignal, read_metrics
+
+
+class FakeBackbone:
+    name, weights_hash, layer, readout = "fake", "a", None, "grid"
+    feature_shape, untrained = (4, 6), False
+
+    def __call__(self, frames):
+        means = frames.float().mean(dim=(1, 2, 3)) / 255
+        return means[:, None, None].expand(-1, *self.feature_shape)
+
+
+def make_demos(folder, count=3, steps=6):
+    draw = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        demo = Demonstration(
+            images={"wrist": draw.integers(0, 255, (steps, 8, 8, 3), np.uint8)},
+            vectors={"proprioception": draw.standard_normal((steps, 18)).astype(np.float32)},
+            actions=draw.uniform(-0.3, 0.3, (steps, 9)).astype(np.float32),
+            rewards=np.zeros(steps, np.float32),
+            success=True,
+        )
+        paths.append(folder / f"{number}.hdf5")
+        write_episode(paths[-1], demo)
+    options = {"env": "franka_pick", "image_size": 8, "control_rate_hz": 30}
+    assemble(folder / "demos.hdf5", paths, {"env_name": "x", "type": 2}, {"options": options})
+    return folder / "demos.hdf5"
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_and_its_policy_plays(tmp_path):
+    config = BCConfig(
+        data=make_demos(tmp_path), out=tmp_path / "whole", epochs=2, steps_per_epoch=2, eval_every=0
+    )
+    whole = Run(config, FakeBackbone())
+    train(whole, StopSignal())
+    parts = replace(config, out=tmp_path / "parts")
+    first = Run(parts, FakeBackbone())
+    first.train_epoch()
+    first.save_training()
+    second = Run(parts, FakeBackbone())
+    assert second.epoch == 1
+    train(second, StopSignal())
+    for name, weight in whole.algo.nets.state_dict().items():
+        assert torch.equal(weight, second.algo.nets.state_dict()[name]), name
+    assert [row["steps"] for row in read_metrics(tmp_path / "whole/metrics.jsonl")] == [2, 4]
+    assert (tmp_path / "whole/success.png").exists()
+
+    policy = load_policy(tmp_path / "whole/checkpoints/best", FakeBackbone())
+    obs = {"obs": torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "states": torch.zeros(2, 18)}
+    assert policy.plan(obs).shape == (2, 16, 9)
+    assert policy.act(obs).abs().max() <= 0.3001  # the range of the demonstrations
+
+
+def test_another_option_does_not_go_on_in_the_same_folder(tmp_path):
+    config = BCConfig(data=make_demos(tmp_path), out=tmp_path / "run", epochs=1, steps_per_epoch=1)
+    Run(config, FakeBackbone())
+    with pytest.raises(SystemExit, match="other options"):
+        Run(replace(config, seed=1), FakeBackbone())
