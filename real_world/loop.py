@@ -39,7 +39,9 @@ class Fault(RuntimeError):
 
 class PolicyLike(Protocol):
     def reset(self, worlds: Tensor | None = None, /) -> None: ...
-    def act(self, obs: Mapping[str, Tensor], /) -> Tensor: ...
+    def plan(self, obs: Mapping[str, Tensor], /) -> Tensor:
+        """float32 [1, K, A]: the next K actions, a policy step apart."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +122,7 @@ class Thinker:
 
     def _plan(self, obs: Mapping[str, Tensor], step: int) -> tuple[int, np.ndarray]:
         with self._stages.timed("policy"), torch.inference_mode():
-            plan = getattr(self._policy, "plan", None)
-            actions = plan(obs) if plan is not None else self._policy.act(obs)[:, None]
-        return step, _checked(actions)
+            return step, _checked(self._policy.plan(obs))
 
     def result(self) -> tuple[int, np.ndarray] | None:
         """(step that was seen, plan) once. Raises Fault for a plan that must not be played."""

@@ -152,7 +152,7 @@ def warm_up(policy: Any, cell: Cell) -> float:
     with torch.inference_mode():
         for _ in range(WARM_UPS):
             start = time.perf_counter()
-            policy.act(obs)
+            policy.plan(obs)
             times_ms.append(1000 * (time.perf_counter() - start))
     policy.reset()
     return max(times_ms[1:])

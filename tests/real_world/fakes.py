@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from envs.spec import FRANKA
-from real_world.contracts import CameraError, Frame, Intrinsics, RobotError, RobotState
+from real_world.contracts import CameraError, Frame, Intrinsics, Mode, RobotError, RobotState
 
 HOME = np.array(FRANKA.default_pose[:7])
 
@@ -16,8 +16,10 @@ class Arm:
 
     def __init__(self, clock):
         self.clock, self.sent, self.stops = clock, [], []
-        self.q, self.frozen_s, self.mode = HOME.copy(), None, "ready"
-        self.fail = None  # an exception for `send`
+        self.q = HOME.copy()
+        self.frozen_s: float | None = None  # the robot's clock stands there
+        self.mode: Mode = "ready"
+        self.fail: Exception | None = None  # an exception for `send`
         self.error_rad = 0.0  # of what `read` says
 
     def connect(self):

@@ -87,6 +87,7 @@ def test_the_watchdog_acts_while_a_send_hangs():
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing():
     guard, arm, clock = guarded(dry_run=True)
+    sent = guard.target
     for k in range(5):
         clock.sleep_until(k / 30)
         sent = guard.send(Command(HOME + 0.01, 0.07))

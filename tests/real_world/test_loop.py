@@ -83,14 +83,20 @@ def test_commands_between_policy_steps_lie_on_the_way():
 
 def test_plans_are_played_in_time_and_blended():
     plans = Plans(blend=0.25)
+
+    def action(k: int) -> float:
+        played = plans.action(k)
+        assert played is not None
+        return played[0]
+
     plans.add(np.arange(4.0)[:, None], seen_at=0, now=0)
-    assert [plans.action(k)[0] for k in (0, 1)] == [0, 1]
+    assert [action(k) for k in (0, 1)] == [0, 1]
     plans.add(10 + np.arange(4.0)[:, None], seen_at=1, now=2)  # its first action is over
-    assert plans.action(2)[0] == 0.25 * 2 + 0.75 * 11
-    assert plans.action(4)[0] == 13 and plans.action(5) is None
-    late = Plans(0.0)
-    late.add(np.ones((1, 1)), seen_at=0, now=3)
-    assert late.action(3)[0] == 1, "the last action of a late plan is played"
+    assert action(2) == 0.25 * 2 + 0.75 * 11
+    assert action(4) == 13 and plans.action(5) is None
+    plans = Plans(0.0)
+    plans.add(np.ones((1, 1)), seen_at=0, now=3)
+    assert action(3) == 1, "the last action of a late plan is played"
 
 
 def test_success_ends_the_episode_after_a_while():
