@@ -106,10 +106,6 @@ class Policy:
         return actions.clamp(-1.0, 1.0).cpu()
 
     def plan(self, obs: TaskObs) -> Tensor:
-        """The next K actions float32 [N, K, num_actions], a control step apart: here one."""
-        return self.act(obs)[:, None]
-
-    def plan(self, obs: TaskObs) -> Tensor:
         """The next K actions, float32 [N, K, num_actions]; K = 1 here."""
         return self.act(obs)[:, None]
 
