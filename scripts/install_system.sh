@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install what Toto-Robot needs from Debian or Ubuntu: EGL with Mesa's software renderer, and Python's
-# venv module. Installs only what is missing; says exactly what to run where it may not install.
+# Install what Toto-Robot needs from Debian or Ubuntu: EGL with Mesa's software renderer, libusb for
+# RealSense cameras, and Python's venv module. Installs only what is missing; says exactly what to run where it may not install.
 set -euo pipefail
 packages=""
 
@@ -8,6 +8,7 @@ have() { ldconfig -p | grep -q "$1"; }
 if ! have libEGL.so.1 || ! have libOpenGL.so.0 || ! { have libEGL_mesa || have libEGL_nvidia; }; then
     packages="libegl1 libopengl0 libgl1-mesa-dri"
 fi
+have libusb-1.0.so.0 || packages="$packages libusb-1.0-0"
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || packages="$packages python3-venv"
 if [ -z "$packages" ]; then
     echo "System packages: all there"

@@ -1,0 +1,65 @@
+"""What real_world/contracts.py promises, asked of every implementer in makers.py."""
+
+import time
+
+import numpy as np
+import pytest
+
+from real_world.contracts import CameraError
+from tests.real_world import makers
+
+
+@pytest.fixture(params=makers.params(makers.CAMERAS))
+def camera(request):
+    with request.param() as camera:
+        yield camera
+        camera.close()
+
+
+def test_a_camera_gives_its_newest_frame(camera):
+    camera.connect()
+    first = camera.latest()
+    assert first is not None, "connect returns once a frame is there"
+    intrinsics = camera.intrinsics()
+    assert first.colour.dtype == np.uint8
+    assert first.colour.shape == (intrinsics.height, intrinsics.width, 3)
+    assert 0 <= time.monotonic() - first.received_s < 5
+    assert first.device_clock in ("host", "hardware")
+    numbers, times = [first.number], [first.received_s]
+    while len(numbers) < 10:
+        frame = camera.latest(newer_than=numbers[-1], timeout_s=2.0)
+        assert frame is not None, "a running camera gives frames"
+        numbers.append(frame.number)
+        times.append(frame.received_s)
+    assert (np.diff(numbers) > 0).all() and (np.diff(times) > 0).all()
+
+
+def test_a_frame_that_is_kept_does_not_change(camera):
+    camera.connect()
+    frame = camera.latest()
+    pixels = frame.colour.copy()
+    while (newer := camera.latest(frame.number, 2.0)) is None or newer.number < frame.number + 5:
+        assert newer is not None
+    assert not np.shares_memory(newer.colour, frame.colour)
+    np.testing.assert_array_equal(frame.colour, pixels)
+
+
+def test_no_newer_frame_is_none_after_the_timeout(camera):
+    camera.connect()
+    start = time.monotonic()
+    assert camera.latest(newer_than=10**9, timeout_s=0.0) is None
+    assert time.monotonic() - start < 0.1
+    start = time.monotonic()
+    assert camera.latest(newer_than=10**9, timeout_s=0.1) is None
+    assert 0.09 < time.monotonic() - start < 1.0
+
+
+def test_a_camera_can_be_closed_twice_and_connected_again(camera):
+    camera.close()
+    camera.connect()
+    camera.close()
+    camera.close()
+    with pytest.raises(CameraError):
+        camera.latest()
+    camera.connect()
+    assert camera.latest() is not None
