@@ -1,5 +1,7 @@
 """What real_world/contracts.py promises, asked of every implementer in makers.py."""
 
+# pyright: reportOptionalMemberAccess=false
+
 import time
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The camera driver over the SDK's own software device and recordings, fault by fault."""
 
+# pyright: reportOptionalMemberAccess=false
+
 import builtins
 import itertools
 import time
