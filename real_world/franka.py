@@ -1,0 +1,282 @@
+"""Franka arms (FR3, Panda) through franky-control: its impedance tracker runs the 1 kHz loop in C++,
+and targets come from Python 10 to 60 times a second.
+
+Nothing recovers by itself: an arm in an error stays there until a person calls `connect` with
+`recover=True`.
+"""
+
+import logging
+import threading
+import time
+from typing import Any, Literal
+
+import numpy as np
+
+from real_world.contracts import ARM_JOINTS, Command, Mode, RobotError, RobotState, check_command
+
+INSTALL_HINT = (
+    "Franka arms need franky-control, which could not be imported ({error}). Type: "
+    'pip install -e ".[real]" (PyPI has it for robot server 10, an FR3 of system 5.9 or newer). For '
+    "another server version n (Desk shows it; 5: Panda/FER 4.2.1 or newer): pip install "
+    "franky-control --extra-index-url "
+    "https://timschneider42.github.io/franky/whl/by-robot-server-version/<n>/"
+)
+FROZEN_S = 0.05  # without a step of the robot's clock, which runs at 1 kHz, the link is lost
+STOP_S = 2.0
+GRIPPER_MAX_M = 0.08
+log = logging.getLogger(__name__)
+
+
+def load_library() -> Any:
+    """franky. Raises RobotError saying what to install."""
+    try:
+        import franky
+
+        return franky
+    except (ImportError, OSError) as error:
+        raise RobotError(INSTALL_HINT.format(error=error)) from error
+
+
+class Franka:
+    """An arm that holds its joints like springs at the last target: a real_world.contracts.Robot.
+
+    host: the robot's address. realtime: "enforce" refuses a kernel without PREEMPT_RT, "ignore" is
+    for the simulated arm. stiffness_nm_rad: of the springs, 7 numbers. torque_threshold_nm and
+    force_threshold_n: contacts above them stop the arm in a reflex. max_torque_step_nm: the most
+    that a torque changes in 1 ms. dynamics_factor: share of the arm's limits for motions that franky
+    itself plans (none in streaming). recover: clear an error when connecting. gripper: False without
+    a Franka Hand; gripper_deadband_m: smaller changes are not sent.
+    """
+
+    name = "franka"
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        realtime: Literal["enforce", "ignore"] = "enforce",
+        rate_hz: float = 60.0,
+        stiffness_nm_rad: tuple[float, ...] = (50.0,) * ARM_JOINTS,
+        torque_threshold_nm: float = 10.0,
+        force_threshold_n: float = 15.0,
+        max_torque_step_nm: float = 0.5,
+        dynamics_factor: float = 0.05,
+        recover: bool = False,
+        gripper: bool = True,
+        gripper_speed_m_s: float = 0.05,
+        gripper_deadband_m: float = 0.005,
+    ):
+        if realtime not in ("enforce", "ignore"):
+            raise ValueError(f"realtime={realtime!r}: expected 'enforce' or 'ignore'")
+        if len(stiffness_nm_rad) != ARM_JOINTS or not min(stiffness_nm_rad) > 0:
+            raise ValueError(f"stiffness_nm_rad={stiffness_nm_rad}: expected 7 positive numbers")
+        self.host, self.rate_hz, self._realtime, self._recover = host, rate_hz, realtime, recover
+        self._stiffness = np.array(stiffness_nm_rad)
+        self._thresholds = (torque_threshold_nm, force_threshold_n)
+        self._max_torque_step, self._dynamics_factor = max_torque_step_nm, dynamics_factor
+        self._with_gripper = gripper
+        self._gripper_options = (gripper_speed_m_s, gripper_deadband_m)
+        self._robot: Any = None
+        self._tracker: Any = None
+        self._gripper: GripperThread | None = None
+        self._lock = threading.Lock()  # between `send` and `stop`: no target after a stop
+        self._stopped = "not connected"
+
+    def connect(self) -> None:
+        franky = self._franky = load_library()
+        self.close()
+        try:
+            self._robot = franky.Robot(
+                self.host,
+                relative_dynamics_factor=self._dynamics_factor,
+                realtime_config=getattr(franky.RealtimeConfig, self._realtime.capitalize()),
+            )
+            self._clear_errors()
+            self._robot.set_collision_behavior(*self._thresholds)
+            self._clock = (-1.0, time.monotonic())
+            self._tracker = franky.JointImpedanceTracker(
+                self._robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
+            )
+            if self._with_gripper:
+                self._gripper = GripperThread(franky.Gripper(self.host), *self._gripper_options)
+        except franky.Exception as error:
+            self._robot = self._tracker = None
+            raise RobotError(
+                f"no arm takes targets at {self.host}: {error}. {_advice(error)}"
+            ) from error
+        self._stopped = ""
+
+    def read(self) -> RobotState:
+        now = time.monotonic()
+        if self._robot is None:
+            nothing = np.zeros(ARM_JOINTS)
+            return RobotState(
+                q_rad=nothing,
+                dq_rad_s=nothing,
+                gripper_m=0.0,
+                robot_time_s=0.0,
+                received_s=now,
+                mode="lost",
+                message=self._stopped,
+            )
+        state = self._robot.state
+        robot_time_s = state.time.to_sec()
+        if robot_time_s != self._clock[0]:
+            self._clock = (robot_time_s, now)
+        mode, message = self._mode(state, now - self._clock[1])
+        return RobotState(
+            q_rad=np.array(state.q, float),
+            dq_rad_s=np.array(state.dq, float),
+            gripper_m=self._gripper.width_m if self._gripper else 0.0,
+            robot_time_s=robot_time_s,
+            received_s=self._clock[1] if mode == "lost" else now,
+            mode=mode,
+            message=message,
+        )
+
+    def send(self, command: Command) -> Command:
+        check_command(command)
+        with self._lock:
+            if self._stopped:
+                raise RobotError(f"the arm takes no targets ({self._stopped}): call connect()")
+            state = self.read()
+            if state.mode != "ready":
+                raise RobotError(f"the arm takes no targets: {state.mode}, {state.message}")
+            q = np.array(command.q_rad, float)
+            self._tracker.set_target(q)
+        width = float(np.clip(command.gripper_m, 0.0, GRIPPER_MAX_M))
+        if self._gripper:
+            self._gripper.move(width)
+        return Command(q, width)
+
+    def stop(self, reason: str) -> None:
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = f"stopped: {reason}"
+            try:  # rest first, on the spot: the spring's end goes to where the arm is
+                self._tracker.set_target(np.array(self._robot.state.q, float))
+            except (RuntimeError, ValueError) as error:
+                log.warning("holding the arm after %r failed: %s", reason, error)
+
+    def close(self) -> None:
+        self.stop("closed")
+        if self._gripper:
+            self._gripper.close()
+        tracker, self._tracker, self._robot, self._gripper = self._tracker, None, None, None
+        self._stopped = "not connected"
+        if tracker is None:
+            return
+
+        def end() -> None:
+            try:
+                tracker.stop()  # damped until at rest; then the arm's own brakes and hold
+            except self._franky.Exception as error:
+                log.warning("ending the controller failed: %s", error)
+
+        thread = threading.Thread(target=end, name="franka-end", daemon=True)
+        thread.start()
+        thread.join(STOP_S)
+
+    def _clear_errors(self) -> None:
+        """Raises RobotError for an arm in an error, unless it may be recovered and is."""
+        mode = self._robot.state.robot_mode
+        if mode == self._franky.RobotMode.UserStopped:
+            raise RobotError(
+                "the arm is stopped by hand: release the stop button, then connect again"
+            )
+        if not self._robot.has_errors and mode != self._franky.RobotMode.Reflex:
+            return
+        errors = self._robot.state.current_errors
+        if not self._recover:
+            raise RobotError(
+                f"the arm is in an error: {errors}. Look at it, free it, then connect with recover=True"
+            )
+        if not self._robot.recover_from_errors():
+            raise RobotError(f"the arm does not recover: {errors}. See Desk")
+
+    def _mode(self, state: Any, frozen_s: float) -> tuple[Mode, str]:
+        modes = self._franky.RobotMode
+        if state.robot_mode == modes.UserStopped:
+            return "user_stopped", "the stop button is pressed"
+        if state.robot_mode == modes.Reflex:
+            return "reflex", str(state.last_motion_errors or state.current_errors)
+        if frozen_s > FROZEN_S:
+            return "lost", f"the robot's clock has stood still for {frozen_s * 1e3:.0f} ms"
+        if self._robot.has_errors:
+            return "reflex", str(state.current_errors)
+        if not self._tracker.is_running:
+            return "lost", "the controller ended: " + str(state.last_motion_errors)
+        return "ready", ""
+
+
+def _advice(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}".lower()
+    if "realtime" in text:
+        return "Boot a PREEMPT_RT kernel; realtime='ignore' is for the simulated arm only"
+    if "version" in text:
+        return INSTALL_HINT[INSTALL_HINT.index("For another") :]
+    return "Is it on, in execution mode (blue), its brakes open and FCI active in Desk? ping it"
+
+
+class GripperThread:
+    """The hand, whose calls block for seconds: the last width asked for wins."""
+
+    def __init__(self, hand: Any, speed_m_s: float, deadband_m: float):
+        self._hand, self._speed, self._deadband = hand, speed_m_s, deadband_m
+        self.width_m, self.failures = float(hand.width), 0
+        self._wanted_m: float | None = None
+        self._moved_to_m = self.width_m
+        self._news = threading.Condition()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=work, name=f"franka-{work.__name__}", daemon=True)
+            for work in (self._run, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def move(self, width_m: float) -> None:
+        """Ask for a width. Changes below the deadband are left out, but for the ends."""
+        with self._news:
+            last = self._moved_to_m if self._wanted_m is None else self._wanted_m
+            at_end = width_m in (0.0, GRIPPER_MAX_M) and width_m != last
+            if at_end or abs(width_m - last) >= self._deadband:
+                self._wanted_m = width_m
+                self._news.notify()
+
+    def close(self) -> None:
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        for thread in self._threads:
+            thread.join(0.5)  # a call that blocks ends by itself
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._closing or self._wanted_m is not None)
+                if self._closing:
+                    return
+                width, self._wanted_m = self._wanted_m, None
+                assert width is not None
+                closes = width < self._moved_to_m
+                self._moved_to_m = width
+            try:
+                # A grasp stops at what is between the fingers and holds it; a move would fail there.
+                if closes:
+                    self._hand.grasp(width, self._speed, 20.0, 0.08, 0.08)
+                else:
+                    self._hand.move(width, self._speed)
+            except Exception as error:  # noqa: BLE001 - a hand that fails must not end the arm's run
+                self.failures += 1
+                log.warning("the gripper did not reach %.3f m: %s", width, error)
+
+    def _watch(self) -> None:
+        while not self._closing:
+            try:
+                self.width_m = float(self._hand.width)
+            except Exception as error:  # noqa: BLE001 - as above; the last width stays
+                log.warning("the gripper cannot be read: %s", error)
+                return
+            time.sleep(0.03)

@@ -1,0 +1,104 @@
+"""The Franka driver over libfranka's own protocol, against franky-sim on the loopback."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.spec import FRANKA
+from real_world.contracts import Command, RobotError
+from real_world.franka import Franka
+from real_world.franka_twin import FrankaTwin
+from tests.real_world.makers import need
+
+HOME = np.array(FRANKA.default_pose[:7])
+
+
+def wait_until(condition, limit_s=15.0):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the state waited for did not come"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def twin():
+    need("franky")
+    need("franky_sim")
+    with FrankaTwin() as twin:
+        yield twin
+
+
+@pytest.fixture
+def arm(twin):
+    arm = Franka(twin.host, realtime="ignore")
+    arm.connect()
+    yield arm
+    arm.close()
+
+
+def test_it_starts_at_the_tasks_pose_and_reaches_a_target(arm):
+    start = arm.read()
+    assert start.mode == "ready"
+    np.testing.assert_allclose(start.q_rad, HOME, atol=0.01)
+    target = start.q_rad + np.array([0.0, 0, 0, 0, 0, 0, 0.1])
+    sent = arm.send(Command(target, 0.02))
+    np.testing.assert_array_equal(sent.q_rad, target)
+    wait_until(lambda: arm.read().q_rad[6] > start.q_rad[6] + 0.06)
+    wait_until(lambda: abs(arm.read().gripper_m - 0.02) < 0.003)
+
+
+def test_what_is_not_a_command_is_refused_and_nothing_is_sent(arm):
+    here = arm.read().q_rad
+    sent = []
+    arm._tracker.set_target = sent.append
+    for bad in (Command(here * np.nan, 0.0), Command(here[:6], 0.0), Command(here, np.inf)):
+        with pytest.raises(ValueError, match="nothing was sent"):
+            arm.send(bad)
+    assert sent == []
+    del arm._tracker.set_target
+
+
+def test_stop_from_another_thread_holds_until_connect(arm):
+    thread = threading.Thread(target=arm.stop, args=("space bar",))
+    thread.start()
+    thread.join()
+    arm.stop("again")
+    with pytest.raises(RobotError, match="space bar"):
+        arm.send(Command(arm.read().q_rad, 0.02))
+    arm.connect()
+    arm.send(Command(arm.read().q_rad, 0.02))
+    arm.close()
+    arm.close()
+    assert arm.read().mode == "lost"
+
+
+@pytest.mark.parametrize(("says", "mode"), [("Reflex", "reflex"), ("UserStopped", "user_stopped")])
+def test_modes_that_take_no_targets(arm, says, mode):
+    class Said:
+        robot_mode = getattr(arm._franky.RobotMode, says)
+        last_motion_errors = current_errors = "joint_reflex"
+
+    assert arm._mode(Said(), 0.0)[0] == mode
+    ready = arm.read()
+    arm.read = lambda: replace(ready, mode=mode)
+    with pytest.raises(RobotError, match=mode):
+        arm.send(Command(ready.q_rad, 0.02))
+
+
+def test_a_dead_robot_shows_within_a_tenth_of_a_second_of_its_last_state():
+    need("franky_sim")
+    with FrankaTwin() as twin:
+        arm = Franka(twin.host, realtime="ignore")
+        arm.connect()
+        wait_until(lambda: arm.read().robot_time_s > 0.1)
+        twin.kill()
+        wait_until(lambda: arm.read().mode == "lost")
+        lost = arm.read()
+        assert 0.05 < time.monotonic() - lost.received_s < 0.2
+        with pytest.raises(RobotError, match="lost"):
+            arm.send(Command(lost.q_rad, 0.02))
+        arm.stop("lost")
+        arm.close()
