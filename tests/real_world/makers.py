@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from real_world.contracts import Camera
+from real_world.contracts import Camera, Robot
+from real_world.franka import Franka
+from real_world.franka_twin import FrankaTwin
 from real_world.realsense import RealSense
 from real_world.realsense_twin import SoftwareRealSense, write_recording
 
@@ -59,6 +61,28 @@ CAMERAS: dict[str, Callable[[], AbstractContextManager[Camera]]] = {
     "realsense-software": software_camera,
     "realsense-recording": recorded_camera,
     "realsense": hardware_camera,
+}
+
+
+@contextmanager
+def franky_sim_robot() -> Iterator[Robot]:
+    need("franky")
+    need("franky_sim")
+    with FrankaTwin() as twin:
+        yield Franka(twin.host, realtime="ignore")
+
+
+@contextmanager
+def hardware_robot() -> Iterator[Robot]:
+    """FRANKA_HOST=<address> pytest -m hardware: it holds still but for 0.03 rad of the last joint."""
+    if "FRANKA_HOST" not in os.environ:
+        pytest.skip("set FRANKA_HOST to the arm's address")
+    yield Franka(os.environ["FRANKA_HOST"])
+
+
+ROBOTS: dict[str, Callable[[], AbstractContextManager[Robot]]] = {
+    "franky-sim": franky_sim_robot,
+    "franka": hardware_robot,
 }
 HARDWARE = {"realsense", "franka"}
 

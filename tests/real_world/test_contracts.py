@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from real_world.contracts import CameraError
+from real_world.contracts import CameraError, Command, RobotError
 from tests.real_world import makers
 
 
@@ -65,3 +65,41 @@ def test_a_camera_can_be_closed_twice_and_connected_again(camera):
         camera.latest()
     camera.connect()
     assert camera.latest() is not None
+
+
+@pytest.fixture(params=makers.params(makers.ROBOTS))
+def robot(request):
+    with request.param() as robot:
+        yield robot
+        robot.close()
+
+
+def test_a_robot_keeps_its_contract(robot):
+    """One connection for all: connecting is what takes long."""
+    robot.connect()
+    state = robot.read()
+    assert state.mode == "ready" and state.q_rad.shape == state.dq_rad_s.shape == (7,)
+    assert 0 <= time.monotonic() - state.received_s < 0.1
+
+    for bad in (np.full(7, np.nan), np.zeros(6)):
+        with pytest.raises(ValueError, match="nothing was sent"):
+            robot.send(Command(bad, state.gripper_m))
+    np.testing.assert_allclose(robot.read().q_rad, state.q_rad, atol=0.01)
+
+    goal = state.q_rad + np.array([0, 0, 0, 0, 0, 0, 0.03])
+    sent = robot.send(Command(goal, state.gripper_m))
+    np.testing.assert_allclose(sent.q_rad, goal)
+    deadline = time.monotonic() + 10
+    while robot.read().q_rad[6] < state.q_rad[6] + 0.01:
+        assert time.monotonic() < deadline, "the arm follows its target"
+        time.sleep(0.005)
+    assert robot.read().robot_time_s > state.robot_time_s
+
+    robot.stop("test")
+    robot.stop("test, again")
+    with pytest.raises(RobotError):
+        robot.send(Command(goal, state.gripper_m))
+    robot.connect()
+    assert robot.read().mode == "ready"
+    robot.close()
+    robot.close()
