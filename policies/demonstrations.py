@@ -28,6 +28,7 @@ FORMAT = 1
 IMAGE = "_image"
 VALID_EVERY = 10  # the last of each ten demonstrations is for validation, as the file grows too
 Fact = str | int | float | bool  # of an episode
+END = "end"  # attribute of an episode: JSON of facts that were known only at its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,9 @@ class DemonstrationFile:
     def facts(self, name: str) -> dict[str, Fact]:
         """Attributes of a demonstration: num_samples, success and what its recorder knew."""
         attrs = self._group(name).attrs
-        return {k: v.item() if isinstance(v, np.generic) else v for k, v in attrs.items()}
+        facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in attrs.items()}
+        end = facts.pop(END, b"{}")  # robomimic passes over it
+        return facts | json.loads(end)
 
     def layout(self, name: str) -> dict[str, tuple[int, ...]]:
         """Path of each array -> shape of one step."""
