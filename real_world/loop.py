@@ -20,7 +20,6 @@ from envs.spec import CONTROL_RATE_HZ, FRANKA, OBS, STATES
 from real_world.contracts import (
     ARM_JOINTS,
     Camera,
-    CameraError,
     Command,
     Frame,
     RobotError,
@@ -200,7 +199,7 @@ class EpisodeLoop:
         try:
             reason = self._play(thinker, start_s)
             fault = False
-        except (Fault, CameraError, RobotError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
         except BaseException as error:  # anything else is ours: the arm holds all the same
             self.robot.stop(f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.spec import FRANKA, TASK_NAMES
-from real_world.contracts import Camera, CameraError, RobotError
+from envs.spec import CONTROL_RATE_HZ, FRANKA, TASK_NAMES
+from real_world.contracts import ARM_JOINTS, Camera, CameraError, RobotError
 from real_world.guard import Guard
 from real_world.limits import Limits
-from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
+from real_world.loop import EpisodeLoop, LoopOptions, observation
 from real_world.pacing import Clock, VirtualClock, WallClock
+from real_world.recorder import Recorder
 from real_world.sim import SimCamera, SimRobot, SimWorld
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
@@ -31,7 +32,7 @@ from toto_robot.runs import StopSignal, success_report, write_json
 SHIPPED = Path(__file__).parent / "pretrained/franka_pick"
 WARM_UPS = 10
 # Of the arm's base, m: the table of the pick task and what is above it, the cabinet's front.
-SIM_BOX_M = ((-0.1, -0.7, 0.01), (0.95, 0.7, 1.2))
+SIM_BOX_M = ((-0.1, -0.7, 0.0), (0.95, 0.7, 1.2))
 
 
 @dataclass
@@ -54,6 +55,7 @@ class RunConfig:
     jitter_ms: float = 0.0
     drop: float = 0.0  # share of simulated frames that never come
     box_m: tuple[float, ...] = ()  # x y z low, x y z high of the hand; needed for a real arm
+    limits: Literal["task", "arm"] = "task"  # of speed: the task's own (7.5 rad/s), or Franka's
     speed_share: float = 1.0  # of the speed limits
     watchdog_ms: float = 250.0
     dry_run: bool = False  # say what would be sent, send nothing
@@ -72,10 +74,20 @@ class RunConfig:
         if self.speed_share > 1:
             raise ValueError(f"speed_share={self.speed_share}: expected 1 or less")
 
-    def limits(self) -> Limits:
+    def arm_limits(self) -> Limits:
+        """Those of the task let every action of a simulator's policy through, joints and box apart."""
         box = (self.box_m[:3], self.box_m[3:]) if self.box_m else SIM_BOX_M
-        speed = tuple(self.speed_share * v for v in Limits(box_m=box).speed_rad_s)
-        return Limits(box_m=box, speed_rad_s=speed)
+        limits = Limits(box_m=box)
+        if self.limits == "task":
+            fastest = tuple(CONTROL_RATE_HZ * step for step in FRANKA.action_step)
+            limits = replace(
+                limits,
+                margin_rad=0.0,
+                speed_rad_s=fastest[:ARM_JOINTS],
+                acceleration_rad_s2=(1e4,) * ARM_JOINTS,
+                gripper_speed_m_s=sum(fastest[ARM_JOINTS:]),
+            )
+        return replace(limits, speed_rad_s=tuple(self.speed_share * v for v in limits.speed_rad_s))
 
 
 @dataclass
@@ -133,7 +145,7 @@ def build_cell(config: RunConfig, spec: Any) -> Cell:
     command_hz = config.command_hz or spec.control_rate_hz
     robot = Guard(
         SimRobot(world, command_hz),
-        config.limits(),
+        config.arm_limits(),
         config.watchdog_ms / 1000,
         clock,
         config.dry_run,
@@ -227,9 +239,14 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
         return True if world.success else (False if world.failed else None)
 
     def record(row: Any) -> None:
+        recorder.append(row)
         joints.append(world.task.engine.read()["qpos"][0].numpy().copy())
 
-    with StopSignal() as stop:
+    about = {"options": {"env": spec.env, "control_rate_hz": spec.control_rate_hz}}
+    with (
+        Recorder(out / "episodes", about, {"env_name": spec.env}) as recorder,
+        StopSignal() as stop,
+    ):
         loop = EpisodeLoop(
             cell.robot, cell.cameras, policy, options, cell.clock, judge=judge,
             stop_asked=lambda: "signal" if stop.requested else "", record=record,
@@ -238,11 +255,18 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
             world.reset()
             joints.clear()
             cell.robot.connect()
+            recorder.begin(policy=str(config.policy), seed=config.seed)
             outcome = loop.run()
+            file = (
+                recorder.end(bool(outcome.success), outcome.end_reason) if outcome.steps else None
+            )
+            if not outcome.steps:
+                recorder.abandon()
             film = out / f"episode_{number:04d}.mp4"
             if joints:
                 film_episode(film, world, joints, options.policy_hz)
-            rows.append({"number": number, **_row(outcome), "film": film.name})
+            rows.append({"number": number, **asdict(outcome), "film": film.name})
+            rows[-1]["file"] = str(file.relative_to(out)) if file else None
             with (out / "episodes.jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             tqdm.write(f"episode {number}: {outcome.end_reason} after {outcome.seconds:.1f} s")
@@ -260,14 +284,11 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
         "deadlines": loop.deadlines.deadlines,
         "missed": loop.deadlines.missed,
         "latency_ms": loop.stages.report_ms(),
+        "steps_not_recorded": recorder.dropped,
         "limit_events": cell.robot.events,
         "fault": rows[-1]["end_reason"] if rows and rows[-1]["fault"] else "",
         "episodes": rows,
     }
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    return asdict(outcome)
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ def test_depth_comes_aligned_with_its_unit_and_single_frames_are_counted():
         camera = RealSense(find_device=twin.find_device, depth=True, stall_s=5.0, **SIZE)
         camera.connect()
         frame = camera.latest()
+        assert frame.depth is not None
         assert frame.depth.shape == frame.colour.shape[:2]
         assert set(np.unique(frame.depth)) <= {0, 1234}  # 0: alignment leaves holes
         assert (frame.depth == 1234).mean() > 0.8

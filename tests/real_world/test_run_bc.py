@@ -1,0 +1,101 @@
+"""The command that a user types, on the policy that we ship."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+
+from policies.demonstrations import DemonstrationFile
+from policies.policy import read_spec
+from real_world import run_bc
+from real_world.run_bc import SHIPPED, RunConfig, check_policy, main, run
+
+SHORT = RunConfig(paced=False, episodes=2, seconds=0.5)
+
+
+def test_a_run_leaves_report_episodes_and_films(tmp_path):
+    report = run(replace(SHORT, out=tmp_path))
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    rate = report["rate_hz"]
+    assert report["achieved_hz"] == pytest.approx(rate)
+    assert (report["deadlines"], report["missed"]) == (2 * rate // 2, 0)
+    assert set(report["latency_ms"]) >= {"look", "policy", "send", "frame_age", "jitter"}
+    assert [e["end_reason"] for e in report["episodes"]] == ["time limit"] * 2
+    for episode in report["episodes"]:
+        assert (tmp_path / episode["film"]).stat().st_size > 1000
+        with DemonstrationFile(tmp_path / episode["file"]) as file:
+            demo = file.read(file.names()[0])
+        assert len(demo) == episode["steps"] and demo.images["wrist"].shape[1:] == (128, 128, 3)
+        assert demo.columns["q_sent_rad"].shape == (len(demo), 8)
+
+
+def test_the_same_seed_on_a_virtual_clock_is_the_same_run(tmp_path):
+    moves = []
+    for name in "ab":
+        report = run(replace(SHORT, episodes=1, out=tmp_path / name))
+        with DemonstrationFile(tmp_path / name / report["episodes"][0]["file"]) as file:
+            moves.append(file.read(file.names()[0]).actions)
+    assert (moves[0] == moves[1]).all()
+
+
+def test_sigterm_holds_the_arm_and_keeps_the_episode(tmp_path):
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    report = run(replace(SHORT, paced=True, seconds=60.0, out=tmp_path))
+    (episode,) = report["episodes"]
+    assert episode["end_reason"] == "stopped: signal"
+    with DemonstrationFile(tmp_path / episode["file"]) as file:
+        assert len(file.read(file.names()[0])) == episode["steps"] > 10
+
+
+def test_a_fault_is_the_exit_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_bc.SimCamera, "latest", _freezes(run_bc.SimCamera.latest))
+    with pytest.raises(SystemExit, match="the arm holds: .*ms old"):
+        main(["paced=false", "episodes=2", "seconds=3", f"out={tmp_path}"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["episodes"]) == 1 and report["episodes"][0]["fault"]
+    assert (tmp_path / report["episodes"][0]["file"]).exists()
+
+
+def _freezes(latest):
+    def frozen(self, newer_than=-1, timeout_s=0.0):
+        if self._world.ticks > 20 and self._newest is not None:
+            return self._newest
+        return latest(self, newer_than, timeout_s)
+
+    return frozen
+
+
+def test_a_second_runner_in_the_same_folder_is_refused(tmp_path):
+    with run_bc._only_one(tmp_path), pytest.raises(ValueError, match="another runner"):
+        run(replace(SHORT, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "cameras", "words"),
+    [
+        ({}, {"rate_hz": 7.0}, ["wrist"], "rate_hz=7"),
+        ({}, {}, ["wrist", "side"], "sees through"),
+        ({"num_actions": 23}, {}, ["wrist"], "23"),
+        ({"obs": "state"}, {}, ["wrist"], "reads state"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused(change, config, cameras, words):
+    spec = replace(read_spec(SHIPPED), **change)
+    with pytest.raises(ValueError, match=words):
+        check_policy(spec, RunConfig(**config), cameras)
+
+
+@pytest.mark.parametrize(
+    "word", ["episodes=0", "box_m=1,2", "speed_share=2", "robot=ur5", "polizy=x"]
+)
+def test_wrong_options_are_said(word):
+    with pytest.raises(SystemExit, match=word.split("=")[0]):
+        main([word])
+
+
+def test_no_policy_there(tmp_path):
+    with pytest.raises(SystemExit, match="no policy in"):
+        main([f"policy={tmp_path}"])
