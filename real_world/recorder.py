@@ -7,7 +7,7 @@ step on and nothing is created later, as that mode demands; how an episode ended
 that are there from the beginning, and say "killed" until then.
 
 A thread writes. `append` only copies the step into a bounded queue, and never waits: when the disk does
-not keep up, steps are dropped, counted and reported. Frames are stored raw (`LOG.md`: what lzf costs).
+not keep up, steps are dropped, counted and reported. Frames are stored raw.
 """
 
 import fcntl
