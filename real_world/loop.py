@@ -220,6 +220,7 @@ class EpisodeLoop:
         start, goal = self.robot.target, self.robot.target
         every = self.options.commands_per_step
         part = every  # of a policy step, in commands; beyond its last one: time to look again
+        last_s: float | None = None
         while True:
             tick = pacer.wait()
             if end := self._ended(tick, start_s):
@@ -236,7 +237,10 @@ class EpisodeLoop:
             with self.stages.timed("send"):
                 sent = self.robot.send(Command(q, goal.gripper_m))
             sent_s = self.clock.now()
-            self.stages.add("jitter", abs(sent_s - tick.due_s))
+            if last_s is not None:  # of the time between two commands
+                apart_s = pacer.period_s * (1 + tick.skipped)
+                self.stages.add("jitter", abs(sent_s - last_s - apart_s))
+            last_s = sent_s
             if row:
                 row |= {"q_sent_rad": np.append(sent.q_rad, sent.gripper_m), "t_sent_s": sent_s}
                 with self.stages.timed("record"):
