@@ -89,7 +89,10 @@ class Pacer:
 
 @dataclass
 class Deadlines:
-    """A tick's command is due before the next tick. Skipped ticks missed theirs."""
+    """A tick's command is due before the next tick. Skipped ticks missed theirs.
+
+    `in_a_row`: late ticks, one after the other. One long stall is one of them; the watchdog is for those.
+    """
 
     period_s: float
     deadlines: int = 0
@@ -100,7 +103,7 @@ class Deadlines:
         late = done_s > tick.due_s + self.period_s
         self.deadlines += 1 + tick.skipped
         self.missed += late + tick.skipped
-        self.in_a_row = self.in_a_row + late + tick.skipped if late or tick.skipped else 0
+        self.in_a_row = self.in_a_row + 1 if late else 0
 
 
 @dataclass

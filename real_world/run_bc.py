@@ -4,6 +4,7 @@ Without words it runs the policy that we ship in the simulated arm, in real time
 """
 
 import fcntl
+import gc
 import json
 import os
 import sys
@@ -192,6 +193,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise ValueError(f"policy={config.policy} is of env={spec.env}; known: {list(TASK_NAMES)}")
     wanted = [spec.camera] if isinstance(spec.camera, str) else list(spec.camera or [])
     check_policy(spec, config, wanted)
+    sys.setswitchinterval(5e-4)  # threads that wait for the interpreter get it sooner
     torch.set_num_threads(
         max(1, (os.cpu_count() or 2) // 2)
     )  # the rest is the world's and camera's
@@ -256,7 +258,10 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
             joints.clear()
             cell.robot.connect()
             recorder.begin(policy=str(config.policy), seed=config.seed)
+            gc.collect()
+            gc.disable()  # no pause in an episode
             outcome = loop.run()
+            gc.enable()
             file = (
                 recorder.end(bool(outcome.success), outcome.end_reason) if outcome.steps else None
             )
@@ -266,6 +271,8 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
             if joints:
                 film_episode(film, world, joints, options.policy_hz)
             rows.append({"number": number, **asdict(outcome), "film": film.name})
+            if outcome.success is None and outcome.end_reason == "time limit":
+                rows[-1]["success"] = False  # the scene would have said so
             rows[-1]["file"] = str(file.relative_to(out)) if file else None
             with (out / "episodes.jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
