@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class RunConfig:
     visuals: str = "fixed"
     seed: int = 0
     device: str = "cpu"
-    headless: bool = True  # false: a film's frames are shown in a window as they come
+    headless: bool = True  # there is no window yet: films are written
     out: Path | None = None  # None: runs/real/<date and time>
 
     def __post_init__(self) -> None:
@@ -72,6 +72,8 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if self.box_m and len(self.box_m) != 6:
             raise ValueError(f"box_m={self.box_m}: expected six numbers, low and high corner")
+        if not self.headless:
+            raise ValueError("headless=false: there is no window yet; look at the films in out=")
         if self.speed_share > 1:
             raise ValueError(f"speed_share={self.speed_share}: expected 1 or less")
 
@@ -99,7 +101,6 @@ class Cell:
     cameras: list[Camera]
     clock: Clock
     world: SimWorld
-    closing: ExitStack = field(default_factory=ExitStack)
 
 
 def check_policy(spec: Any, config: RunConfig, cameras: Sequence[str]) -> None:
