@@ -99,6 +99,9 @@ class Franka:
             )
             if self._with_gripper:
                 self._gripper = GripperThread(franky.Gripper(self.host), *self._gripper_options)
+        except RobotError:  # of an arm in an error: not half connected
+            self._robot = self._tracker = None
+            raise
         except franky.Exception as error:
             self._robot = self._tracker = None
             raise RobotError(

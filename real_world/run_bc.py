@@ -23,9 +23,9 @@ from envs.spec import CONTROL_RATE_HZ, FRANKA, TASK_NAMES
 from real_world.contracts import ARM_JOINTS, Camera, CameraError, RobotError
 from real_world.guard import Guard
 from real_world.limits import Limits
-from real_world.loop import EpisodeLoop, LoopOptions, observation
+from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.pacing import Clock, VirtualClock, WallClock
-from real_world.recorder import Recorder
+from real_world.recorder import Recorder, RecorderError
 from real_world.sim import SimCamera, SimRobot, SimWorld
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
@@ -189,6 +189,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     from policies.policy import load_policy, read_spec
 
     out = config.out or Path("runs/real") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    if (out / "report.json").exists():
+        raise ValueError(f"{out} holds a finished run: choose another out=")
     spec = read_spec(config.policy)
     if spec.env not in TASK_NAMES:
         raise ValueError(f"policy={config.policy} is of env={spec.env}; known: {list(TASK_NAMES)}")
@@ -261,20 +263,25 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
             recorder.begin(policy=str(config.policy), seed=config.seed)
             gc.collect()
             gc.disable()  # no pause in an episode
-            outcome = loop.run()
-            gc.enable()
-            file = (
-                recorder.end(bool(outcome.success), outcome.end_reason) if outcome.steps else None
-            )
-            if not outcome.steps:
-                recorder.abandon()
+            try:
+                outcome = loop.run()
+            finally:
+                gc.enable()
+            kept, recording = _keep(recorder, outcome)
             film = out / f"episode_{number:04d}.mp4"
             if joints:
                 film_episode(film, world, joints, options.policy_hz)
-            rows.append({"number": number, **asdict(outcome), "film": film.name})
+            rows.append(
+                {
+                    "number": number,
+                    **asdict(outcome),
+                    "film": film.name if joints else None,
+                    "file": str(kept.relative_to(out)) if kept else None,
+                    "recording": recording,
+                }
+            )
             if outcome.success is None and outcome.end_reason == "time limit":
                 rows[-1]["success"] = False  # the scene would have said so
-            rows[-1]["file"] = str(file.relative_to(out)) if file else None
             with (out / "episodes.jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             tqdm.write(f"episode {number}: {outcome.end_reason} after {outcome.seconds:.1f} s")
@@ -299,6 +306,17 @@ def _episodes(config: RunConfig, spec: Any, policy: Any, cell: Cell, out: Path) 
     }
 
 
+def _keep(recorder: Recorder, outcome: Outcome) -> tuple[Path | None, str]:
+    """The episode's file, and why it could not be completed ("" if it was)."""
+    if not outcome.steps:
+        recorder.abandon()
+        return None, ""
+    try:
+        return recorder.end(bool(outcome.success), outcome.end_reason), recorder.failure
+    except RecorderError as error:  # the report is written all the same, and says so
+        return None, str(error)
+
+
 def summary(report: dict[str, Any]) -> str:
     lines = [
         f"{report['achieved_hz']:.2f} Hz (wanted {report['rate_hz']:g}); "
@@ -315,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = parse(RunConfig, sys.argv[1:] if arguments is None else arguments)
         report = run(config)
-    except (ValueError, FileNotFoundError, RobotError, CameraError) as error:
+    except (ValueError, FileNotFoundError, RobotError, CameraError, RecorderError) as error:
         raise SystemExit(f"run_bc: {error}") from None
     print(summary(report))
     if report["fault"]:

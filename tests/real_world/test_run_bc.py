@@ -24,6 +24,8 @@ def test_a_run_leaves_report_episodes_and_films(tmp_path):
     assert (report["deadlines"], report["missed"]) == (2 * rate // 2, 0)
     assert set(report["latency_ms"]) >= {"look", "policy", "send", "frame_age", "jitter"}
     assert [e["end_reason"] for e in report["episodes"]] == ["time limit"] * 2
+    with pytest.raises(ValueError, match="finished run"):
+        run(replace(SHORT, out=tmp_path))
     assert (report["success_rate"], report["episodes"][0]["success"]) == (0.0, False)
     for episode in report["episodes"]:
         assert (tmp_path / episode["film"]).stat().st_size > 1000
