@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from policies.demonstrations import DemonstrationFile
 from policies.policy import read_spec
 from real_world import run_bc
+from real_world.recorder import Recorder
 from real_world.run_bc import SHIPPED, RunConfig, check_policy, main, run
 
 SHORT = RunConfig(paced=False, episodes=2, seconds=0.5)
@@ -60,6 +62,14 @@ def test_a_fault_is_the_exit_status(tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["episodes"]) == 1 and report["episodes"][0]["fault"]
     assert (tmp_path / report["episodes"][0]["file"]).exists()
+
+
+def test_a_full_disk_holds_the_arm_and_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_bc, "Recorder", partial(Recorder, free_bytes=10**18))
+    report = run(replace(SHORT, paced=True, seconds=5.0, out=tmp_path))
+    (episode,) = report["episodes"]
+    assert episode["fault"] and "disk full" in episode["end_reason"]
+    assert "disk full" in episode["recording"] and (tmp_path / episode["file"]).exists()
 
 
 def _freezes(latest):
