@@ -58,6 +58,10 @@ class Guard:
             self._speed, self._sent_s = np.zeros(len(state.q_rad)), None
             self._robot_time_s, self._changed_s = state.robot_time_s, self._clock.now()
 
+    def rest(self) -> None:
+        """Stay at the last target; the watchdog sleeps until the next `send`."""
+        self._sent_s = None
+
     @property
     def target(self) -> Command:
         """What was last sent."""

@@ -18,7 +18,7 @@ def convert(text: str, kind: Any) -> Any:
 
     ValueError if it is not.
     """
-    if typing.get_origin(kind) is types.UnionType:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # the latter of Literal | None
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return None if text.lower() == "none" else convert(text, options[0])
     if typing.get_origin(kind) is tuple:

@@ -1,0 +1,336 @@
+"""A robot, its cameras and the scene they are in, as the options `robot=` and `camera=` name them.
+
+| robot       |                                                             |
+|-------------|-------------------------------------------------------------|
+| sim         | the task's scene, stepped by us                             |
+| franky-sim  | the driver of the real arm, over its protocol, against a simulated one; the task's scene follows that arm's joints |
+| franka      | a real arm (`host=`)                                        |
+
+| camera             |                                                      |
+|--------------------|------------------------------------------------------|
+| sim                | pictures of the scene                                |
+| realsense-software | the same through the SDK of the real camera          |
+| realsense          | real cameras (`serial=`)                             |
+| recording          | .db3 files made by the SDK (`recording=`)            |
+"""
+
+import fcntl
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from envs.spec import CONTROL_RATE_HZ, FRANKA
+from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, RobotState
+from real_world.guard import Guard
+from real_world.limits import Limits
+from real_world.pacing import Clock, VirtualClock, WallClock
+from real_world.sim import SimCamera, SimRobot, SimWorld
+
+# Of the arm's base, m: the table of the pick task and what is above it, the cabinet's front.
+SIM_BOX_M = ((-0.1, -0.7, 0.0), (0.95, 0.7, 1.2))
+HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
+HOME_GRIPPER_M = float(sum(FRANKA.default_pose[ARM_JOINTS:]))
+REAL_CAMERA_HZ = 30.0
+LEAD_S = 0.2  # damping over stiffness of the scene's joints (envs.spec: PixMC's 80 and 400)
+
+
+@dataclass(kw_only=True)
+class CellConfig:
+    """Which arm, which cameras, within which limits."""
+
+    robot: Literal["sim", "franky-sim", "franka"] = "sim"
+    camera: Literal["sim", "realsense", "realsense-software", "recording"] = "sim"
+    host: str = ""  # address of the arm, for robot=franka
+    recover: bool = False  # clear an error of the arm at the start, after a person has looked
+    stiffness_nm_rad: tuple[float, ...] = ()  # of the joints' springs, 7; none: the driver's
+    torque_step_nm: float | None = (
+        None  # the most that a torque changes in 1 ms; None: the driver's
+    )
+    serial: tuple[str, ...] = ()  # of the cameras, in the policy's order; none: the only one
+    recording: tuple[Path, ...] = ()  # for camera=recording
+    camera_px: tuple[int, ...] = (640, 480)  # of real cameras and recordings, width and height
+    camera_hz: float | None = None  # None: the policy's rate; 30 for real cameras
+    command_hz: float | None = None  # a multiple of the policy's rate; None: the same
+    paced: bool = True  # false: as fast as it can on a virtual clock, the same every time
+    latency_ms: float = 0.0  # of the simulated camera
+    jitter_ms: float = 0.0
+    drop: float = 0.0  # share of simulated frames that never come
+    box_m: tuple[float, ...] = ()  # x y z low, x y z high of the hand; needed for a real arm
+    limits: Literal["task", "arm"] | None = None  # of speed: the task's own (7.5 rad/s) or Franka's
+    speed_share: float = 1.0  # of the speed limits
+    watchdog_ms: float = 250.0
+    dry_run: bool = False  # say what would be sent, send nothing
+    visuals: str = "fixed"  # of the scene
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("speed_share", "watchdog_ms"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
+        if self.speed_share > 1:
+            raise ValueError(f"speed_share={self.speed_share}: expected 1 or less")
+        if self.box_m and len(self.box_m) != 6:
+            raise ValueError(f"box_m={self.box_m}: expected six numbers, low and high corner")
+        if problems := problems_of(self):
+            raise ValueError("; ".join(problems))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing real moves."""
+        return self.robot != "franka"
+
+    @property
+    def has_scene(self) -> bool:
+        return self.simulated or self.camera in ("sim", "realsense-software")
+
+    def arm_limits(self) -> Limits:
+        """Those of the task let every action of a simulator's policy through, joints and box apart."""
+        box = (self.box_m[:3], self.box_m[3:]) if self.box_m else SIM_BOX_M
+        limits = Limits(box_m=box)
+        if (self.limits or ("task" if self.robot == "sim" else "arm")) == "task":
+            fastest = tuple(CONTROL_RATE_HZ * step for step in FRANKA.action_step)
+            limits = replace(
+                limits,
+                margin_rad=0.0,
+                speed_rad_s=fastest[:ARM_JOINTS],
+                acceleration_rad_s2=(1e4,) * ARM_JOINTS,
+                gripper_speed_m_s=sum(fastest[ARM_JOINTS:]),
+            )
+        return replace(limits, speed_rad_s=tuple(self.speed_share * v for v in limits.speed_rad_s))
+
+
+def problems_of(config: CellConfig) -> list[str]:
+    """Options that do not go together."""
+    found = []
+    if config.robot == "franka":
+        if not config.host:
+            found.append("robot=franka needs host=<address of the arm>")
+        if not config.box_m:
+            found.append(
+                "robot=franka needs box_m=x,y,z,x,y,z: low and high corner of the room that the hand "
+                "may use, m, in the frame of the arm's base"
+            )
+        if config.limits == "task":
+            found.append("limits=task is for simulated arms: a real one keeps to limits=arm")
+        if config.camera == "recording" and not config.dry_run:
+            found.append("robot=franka camera=recording would act on old pictures: dry_run=true")
+        if config.camera in ("sim", "realsense-software"):
+            found.append(f"robot=franka camera={config.camera}: a real arm needs a real camera")
+    if not config.paced and (config.robot, config.camera) != ("sim", "sim"):
+        found.append("paced=false is for robot=sim camera=sim: everything else runs in real time")
+    if (config.camera == "recording") != bool(config.recording):
+        found.append("camera=recording and recording=<file.db3> go together")
+    if config.serial and config.camera != "realsense":
+        found.append("serial= is for camera=realsense")
+    if len(config.camera_px) != 2 or min(config.camera_px) < 1:
+        found.append(f"camera_px={config.camera_px}: expected width,height")
+    return found
+
+
+@dataclass
+class Cell:
+    """Arm, cameras and scene, connected. `world` is None where everything is real."""
+
+    robot: Guard
+    cameras: list[Camera]
+    clock: Clock
+    world: SimWorld | None
+    stack: ExitStack = field(repr=False)
+
+    def __enter__(self) -> "Cell":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+
+class Shadowed:
+    """A robot whose measured joints the arm of a scene follows, so that the scene's cameras see what
+    that arm does, and things in the scene are moved by it. A real_world.contracts.Robot.
+
+    The scene's arm follows its target like a spring with a damper, which lag by LEAD_S times the
+    speed. The hand is the scene's: only there is something to close it around.
+    """
+
+    def __init__(self, robot: Robot, world: SimWorld):
+        self.robot, self.world = robot, world
+        self.name, self.rate_hz = robot.name, robot.rate_hz
+        self.stop = robot.stop
+        self._gripper_m = HOME_GRIPPER_M
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def connect(self) -> None:
+        self.robot.connect()
+        self.world.start()
+        if self._thread is None:
+            self._closing.clear()
+            self._thread = threading.Thread(target=self._follow, name="shadow", daemon=True)
+            self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._closing.wait(1 / CONTROL_RATE_HZ):
+            state = self.robot.read()
+            if state.mode != "lost":
+                q = state.q_rad + LEAD_S * state.dq_rad_s
+                target = torch.tensor([*q, *[self._gripper_m / 2] * 2], dtype=torch.float32)
+                with self.world.lock:
+                    self.world.target = target
+
+    def read(self) -> RobotState:
+        q, dq = (part[ARM_JOINTS:].sum() for part in self.world.joints())
+        return replace(self.robot.read(), gripper_m=float(q), gripper_m_s=float(dq))
+
+    def send(self, command: Command) -> Command:
+        sent = self.robot.send(command)
+        self._gripper_m = sent.gripper_m
+        return sent
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1.0)
+            self._thread = None
+        self.robot.close()
+
+
+def only_one(path: Path, what: str) -> IO[str]:
+    """A lock on the file `path`, held until it is closed. ValueError: someone else has it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"another runner uses {what}") from None
+    return file
+
+
+def fit_picture(size_px: int) -> Callable[[Frame], np.ndarray]:
+    """What a policy is shown of a camera frame: its middle square, averaged or interpolated to
+    uint8 [size_px, size_px, 3]."""
+
+    def fit(frame: Frame) -> np.ndarray:
+        height, width, _ = frame.colour.shape
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = frame.colour[top : top + side, left : left + side]
+        if side == size_px:
+            return square
+        pixels = torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1)[None].float()
+        small = F.interpolate(pixels, size_px, mode="bilinear", antialias=True)
+        return small[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+    return fit
+
+
+def open_cell(
+    config: CellConfig, env: str, cameras: Sequence[str], image_size: int, rate_hz: float
+) -> Cell:
+    """Connect arm and cameras; close the cell, or use it as a context manager.
+
+    Args:
+        env: the scene's task, where there is a scene.
+        cameras: what the policy calls its cameras; those of a scene have these names.
+        image_size: px of a simulated camera's square picture.
+        rate_hz: of the policy.
+
+    Raises:
+        ValueError: the robot is in use, or the cameras are not as many.
+        RobotError, CameraError: something does not answer; what was open is closed again.
+    """
+    clock: Clock = WallClock() if config.paced else VirtualClock()
+    with ExitStack() as stack:
+        world = None
+        if config.has_scene:
+            world = SimWorld(env, clock, config.seed, config.visuals)
+            stack.callback(world.close)
+        arm = _arm(config, world, config.command_hz or rate_hz, stack)
+        robot = Guard(arm, config.arm_limits(), config.watchdog_ms / 1000, clock, config.dry_run)
+        stack.callback(robot.close)
+        robot.connect()
+        opened = _cameras(config, world, cameras, image_size, rate_hz, stack)
+        for camera in opened:
+            stack.callback(camera.close)
+            camera.connect()
+        return Cell(robot, opened, clock, world, stack.pop_all())
+
+
+def _arm(config: CellConfig, world: SimWorld | None, rate_hz: float, stack: ExitStack) -> Robot:
+    if config.robot == "sim":
+        assert world is not None
+        return SimRobot(world, rate_hz)
+    from real_world.franka import Franka
+    from real_world.franka_twin import FrankaTwin
+
+    springs: dict[str, Any] = {}
+    if config.stiffness_nm_rad:
+        springs["stiffness_nm_rad"] = config.stiffness_nm_rad
+    if config.torque_step_nm:
+        springs["max_torque_step_nm"] = config.torque_step_nm
+    if config.robot == "franka":
+        lock = Path(tempfile.gettempdir()) / f"toto_robot-{config.host.replace('/', '_')}.lock"
+        stack.enter_context(only_one(lock, f"the arm at {config.host}"))
+        return Franka(config.host, rate_hz=rate_hz, recover=config.recover, **springs)
+    assert world is not None
+    twin = stack.enter_context(FrankaTwin())
+    return Shadowed(Franka(twin.host, realtime="ignore", rate_hz=rate_hz, **springs), world)
+
+
+def _cameras(
+    config: CellConfig,
+    world: SimWorld | None,
+    names: Sequence[str],
+    image_size: int,
+    rate_hz: float,
+    stack: ExitStack,
+) -> list[Camera]:
+    """Not yet connected, in the order of `names`."""
+    if config.camera == "sim":
+        assert world is not None
+        late = (config.latency_ms / 1000, config.jitter_ms / 1000, config.drop, config.seed)
+        hz = config.camera_hz or rate_hz
+        return [SimCamera(world, name, image_size, hz, *late) for name in names]
+    from real_world.realsense import RealSense
+
+    hz = config.camera_hz or REAL_CAMERA_HZ
+    if config.camera == "realsense-software":
+        assert world is not None
+        from real_world.realsense_twin import SoftwareRealSense
+
+        found = []
+        for name in names:
+            source = partial(world.picture, name, image_size)
+            twin = stack.enter_context(SoftwareRealSense(source, hz))
+            camera = RealSense(
+                find_device=twin.find_device,
+                reset=twin.reset,
+                width=image_size,
+                height=image_size,
+                rate_hz=hz,
+            )
+            found.append(camera)
+    else:
+        width, height = config.camera_px
+        places = (
+            [{"recording": path} for path in config.recording]
+            if config.camera == "recording"
+            else [{"serial": serial} for serial in config.serial or ("",)]
+        )
+        found = [RealSense(**place, width=width, height=height, rate_hz=hz) for place in places]
+    if len(found) != len(names):
+        raise ValueError(
+            f"camera={config.camera} gives {len(found)} camera(s), the policy sees through "
+            f"{list(names)}: give as many serial= or recording="
+        )
+    for camera, name in zip(found, names, strict=True):
+        camera.name = name  # pyright: ignore[reportAttributeAccessIssue] - what the policy calls it
+    return list(found)

@@ -1,0 +1,148 @@
+"""Which robots and cameras go together, and that each combination opens, plays and closes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.spec import FRANKA
+from real_world.cell import HOME_GRIPPER_M, HOME_RAD, CellConfig, fit_picture, only_one, open_cell
+from real_world.contracts import CameraError, Command, Frame, RobotError
+from real_world.homing import NEAR_RAD, go_to
+from real_world.realsense_twin import write_recording
+from real_world.run_bc import RunConfig, main, run
+from tests.real_world.makers import need
+
+BOX = (0.0, -0.5, 0.0, 0.8, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"robot": "franka", "box_m": BOX, "camera": "realsense"}, "needs host="),
+        ({"robot": "franka", "host": "h", "camera": "realsense"}, "needs box_m="),
+        ({"robot": "franka", "host": "h", "box_m": BOX}, "needs a real camera"),
+        (
+            {"robot": "franka", "host": "h", "box_m": BOX, "camera": "realsense", "limits": "task"},
+            "limits=task is for simulated",
+        ),
+        (
+            {
+                "robot": "franka",
+                "host": "h",
+                "box_m": BOX,
+                "camera": "recording",
+                "recording": ("a",),
+            },
+            "dry_run=true",
+        ),
+        ({"robot": "franky-sim", "paced": False}, "real time"),
+        ({"camera": "recording"}, "go together"),
+        ({"serial": ("1",)}, "camera=realsense"),
+        ({"camera_px": (640,)}, "width,height"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        CellConfig(**options)
+
+
+def test_a_real_arm_keeps_to_its_limits_and_a_simulated_one_may_do_what_its_task_allows():
+    arm = CellConfig(robot="franka", host="h", box_m=BOX, camera="realsense").arm_limits()
+    assert max(arm.speed_rad_s) < 2.61 and arm.box_m == (BOX[:3], BOX[3:])
+    task = CellConfig().arm_limits()
+    assert task.speed_rad_s == pytest.approx([60 * s for s in FRANKA.action_step[:7]])
+    assert CellConfig(limits="arm").arm_limits().speed_rad_s == arm.speed_rad_s
+    assert CellConfig(robot="franky-sim").arm_limits().speed_rad_s == arm.speed_rad_s
+
+
+def test_the_policy_is_shown_the_middle_square():
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:, 8:56] = 200  # the square
+    picture[:24, 8:56, 0] = 100  # its upper half
+    shown = fit_picture(16)(Frame(picture, 0, 0.0, 0.0))
+    assert shown.shape == (16, 16, 3) and shown.dtype == np.uint8
+    assert (shown[:7, :, 0] == 100).all() and (shown[9:, :, 0] == 200).all()
+    assert (shown[:, :, 1] == 200).all()
+    square = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    np.testing.assert_array_equal(fit_picture(16)(Frame(square, 0, 0.0, 0.0)), square)
+
+
+def simulated(**options) -> CellConfig:
+    return CellConfig(paced=False, **options)
+
+
+def test_homing_stays_within_limits_and_arrives():
+    with open_cell(simulated(limits="arm"), "franka_pick", ["wrist"], 32, 30) as cell:
+        away = HOME_RAD + np.array([0.4, 0.2, 0, 0.3, 0, 0, -0.5])
+        go_to(cell.robot, away, 0.02, cell.clock)
+        assert np.abs(cell.robot.read().q_rad - away).max() < NEAR_RAD
+        sent, send = [], cell.robot.robot.send
+        cell.robot.robot.send = lambda command: sent.append(command.q_rad) or send(command)
+        error = go_to(cell.robot, HOME_RAD, HOME_GRIPPER_M, cell.clock)
+        assert error < NEAR_RAD and "speed" not in cell.robot.events
+        assert np.abs(np.diff(sent, axis=0)).max() * 30 < 0.9  # 1.875 times 0.4 rad/s
+        assert cell.robot.read().gripper_m == pytest.approx(HOME_GRIPPER_M, abs=2e-3)
+
+
+def test_homing_stops_when_asked_and_when_the_arm_does_not_come():
+    with open_cell(simulated(), "franka_pick", ["wrist"], 32, 30) as cell:
+        with pytest.raises(RobotError, match="homing: space bar"):
+            go_to(cell.robot, HOME_RAD + 0.3, 0.0, cell.clock, stop_asked=lambda: "space bar")
+        with pytest.raises(RobotError, match="stopped"):
+            cell.robot.send(Command(HOME_RAD, 0.0))
+        cell.robot.connect()
+        cell.robot.robot.send = lambda command: command  # nothing arrives
+        with pytest.raises(RobotError, match="rad away after homing"):
+            go_to(cell.robot, HOME_RAD + 0.3, 0.0, cell.clock)
+
+
+def test_a_second_runner_of_the_same_arm_is_refused(tmp_path):
+    with only_one(tmp_path / "arm", "the arm"), pytest.raises(ValueError, match="uses the arm"):
+        only_one(tmp_path / "arm", "the arm")
+    only_one(tmp_path / "arm", "the arm").close()
+
+
+def test_a_cell_that_does_not_open_closes_what_was_open(tmp_path):
+    need("pyrealsense2")
+    config = CellConfig(camera="recording", recording=(tmp_path / "none.db3",))
+    with pytest.raises(CameraError, match="does not exist"):
+        open_cell(config, "franka_pick", ["wrist"], 32, 30)
+    two = replace(config, recording=(tmp_path / "a.db3", tmp_path / "b.db3"))
+    with pytest.raises(ValueError, match="gives 2 camera"):
+        open_cell(two, "franka_pick", ["wrist"], 32, 30)
+
+
+SLACK = {"watchdog_ms": 5000.0, "max_age_ms": 5000.0, "missed_in_a_row": 1000}
+
+
+def test_the_whole_stack_without_hardware(tmp_path):
+    """Arm: our driver, libfranka's protocol, a simulated arm. Camera: our reader, librealsense."""
+    for module in ("franky", "franky_sim", "pyrealsense2"):
+        need(module)
+    config = RunConfig(robot="franky-sim", camera="realsense-software", episodes=2, seconds=1.0)
+    report = run(replace(config, out=tmp_path, **SLACK))
+    assert [row["end_reason"] for row in report["episodes"]] == ["time limit"] * 2
+    assert {row["steps"] for row in report["episodes"]} <= {29, 30}
+    assert report["latency_ms"]["frame_age"]["p50"] > 1  # through the SDK's threads
+    assert json.loads((tmp_path / "report.json").read_text())["robot"] == "franky-sim"
+    assert (tmp_path / "episode_0001.mp4").stat().st_size > 1000
+
+
+def test_a_recording_is_looked_at(tmp_path):
+    need("pyrealsense2")
+    grey = np.full((64, 64, 3), 90, np.uint8)
+    path = write_recording(tmp_path / "grey.db3", lambda: grey, 60)
+    report = run(
+        RunConfig(camera="recording", recording=(path,), camera_px=(64, 64), episodes=1,
+                  seconds=0.5, out=tmp_path / "run", **SLACK)
+    )  # fmt: skip
+    assert report["episodes"][0]["steps"] >= 10
+
+
+def test_options_are_said_on_the_command_line():
+    with pytest.raises(SystemExit, match="limits=wide: expected one of task, arm"):
+        main(["limits=wide"])
+    with pytest.raises(SystemExit, match="needs host="):
+        main(["robot=franka"])
