@@ -320,7 +320,7 @@ def _cameras(
             found.append(camera)
     else:
         width, height = config.camera_px
-        places = (
+        places: list[dict[str, Any]] = (
             [{"recording": path} for path in config.recording]
             if config.camera == "recording"
             else [{"serial": serial} for serial in config.serial or ("",)]
