@@ -17,7 +17,9 @@ from toto_robot.backbone import load_backbone
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
 
-TASKS: dict[str, str] = {}  # name -> module, imported when asked for
+TASKS: dict[str, str] = {  # name -> module, imported when asked for
+    "davis": "pretraining.downstream.davis",
+}
 
 
 def task_module(name: str) -> Any:

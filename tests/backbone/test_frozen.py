@@ -208,6 +208,33 @@ def test_unknown_options() -> None:
         load_backbone(weights="random", layer=9)
 
 
+def test_another_resolution_is_another_grid_of_the_same_weights() -> None:
+    own = load_backbone(weights="random", all_layers=True, readout="tokens")
+    other = own.at_resolution(192)
+    assert own.at_resolution(128) is own and own.tokens_per_side == 16
+    assert other.feature_shape == (24**2, 128) and other.trunk is own.trunk
+    picture = frames(2, 192, 192, 3)
+    with torch.no_grad():
+        sequence = own.trunk.sequence(own.encoder.encode(picture))
+        expected = own.trunk.hidden_states(sequence)
+    for found, state in zip(other.hidden_states(picture), expected, strict=True):
+        torch.testing.assert_close(found, state[:, 1:])
+    assert torch.equal(other(picture), other.hidden_states(picture)[own.layer])
+
+
+def test_resolutions_that_a_backbone_cannot_read() -> None:
+    with pytest.raises(ValueError, match="multiple of 8 px"):
+        load_backbone(weights="random").at_resolution(100)
+    with pytest.raises(ValueError, match="grid=8 does not divide 13"):
+        load_backbone(weights="random").at_resolution(104)
+    gpt2 = load_backbone("toto-gpt2-tiny", weights="random")
+    assert gpt2.at_resolution(512).tokens_per_side == 64
+    with pytest.raises(ValueError, match="positions for 4097"):
+        gpt2.at_resolution(576)
+    with pytest.raises(ValueError, match="mae-tiny has learned positions for 128 px"):
+        load_backbone("mae-tiny").at_resolution(224)
+
+
 def test_truncated_weights(weights: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4096])
     with pytest.raises(ValueError, match="truncated"):

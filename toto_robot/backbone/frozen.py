@@ -4,6 +4,7 @@ Inside: resize, pixel mapping, tokenizer, start token, the first k blocks, read-
 always in eval mode, weights never change.
 """
 
+import copy
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -116,10 +117,7 @@ class FrozenBackbone(nn.Module):
             )
         if readout == "cls" and not (isinstance(trunk, ImageEncoder) and trunk.has_cls):
             raise ValueError(f"readout=cls: {name} has no class token; use grid, mean or tokens")
-        side = self.tokens_per_side
-        if readout == "grid" and not self._fits(grid):
-            fitting = ", ".join(str(g) for g in range(1, side + 1) if side % g == 0)
-            raise ValueError(f"grid={grid} does not divide {side} tokens per side; use {fitting}")
+        self._check_grid()
         if precision not in (known := get_args(Precision)):
             raise ValueError(
                 f"precision={precision!r}, known: {', '.join(known)}.{nearest(precision, known)}"
@@ -133,10 +131,42 @@ class FrozenBackbone(nn.Module):
         if precision == "int8":
             to_int8(trunk)
 
-    def _fits(self, grid: int) -> bool:
-        """Whether tokens divide into the grid; cells of image encoders may overlap (14 into 8)."""
-        side = self.tokens_per_side
-        return 1 <= grid <= side and (self.reads_images or side % grid == 0)
+    def _check_grid(self) -> None:
+        """Tokens must divide into the grid; cells of image encoders may overlap (14 into 8)."""
+        side, grid = self.tokens_per_side, self.grid
+        fits = 1 <= grid <= side and (self.reads_images or side % grid == 0)
+        if self.readout == "grid" and not fits:
+            fitting = ", ".join(str(g) for g in range(1, side + 1) if side % g == 0)
+            raise ValueError(f"grid={grid} does not divide {side} tokens per side; use {fitting}")
+
+    def at_resolution(self, resolution: int) -> "FrozenBackbone":
+        """The same weights, shared, reading frames of another side in pixels: another grid of tokens.
+
+        Raises:
+            ValueError: its positions are of one size (image encoders), too few for so many tokens
+                (GPT-2), or its patches do not divide the side.
+        """
+        if resolution == self.resolution:
+            return self
+        if self.reads_images:
+            raise ValueError(
+                f"resolution={resolution}: {self.name} has learned positions for "
+                f"{self.resolution} px and reads nothing else; causal models (toto-*) do"
+            )
+        stride = self.encoder.config.stride
+        if resolution < stride or resolution % stride:
+            raise ValueError(f"resolution={resolution}: expected a multiple of {stride} px")
+        tokens = 1 + (resolution // stride) ** 2
+        if tokens > (places := getattr(self.trunk.config, "context", tokens)):
+            raise ValueError(
+                f"resolution={resolution} makes {tokens} tokens of a frame; {self.name} has learned "
+                f"positions for {places}"
+            )
+        other = copy.copy(self)
+        other.resolution, other.tokens_per_side = resolution, resolution // stride
+        other._compiled = None
+        other._check_grid()
+        return other
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Stays in eval mode: a policy's `.train()` must not reach the backbone."""
