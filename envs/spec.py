@@ -12,6 +12,7 @@ TASK_NAMES = {  # command-line name -> Isaac-Gym-style class name
 # Keys of every observation dict (the IsaacGymEnvs convention).
 OBS = "obs"  # state vector float32 [N, num_obs], or camera image uint8 [N, H, W, 3]
 STATES = "states"  # proprioception float32 [N, num_states]
+TARGETS = "targets"  # where the joints are being driven to: float32 [N, A], rad (fingers: m)
 ORACLE = "oracle"  # with `oracle=True`: the state vector float32 [N, num_oracle], beside images
 
 CONTROL_RATE_HZ = 60.0
@@ -75,3 +76,8 @@ KUKA = RobotSpec(
     action_step=(0.125,) * 23,
     num_arm_joints=7,
 )
+
+
+def robot_of(env: str) -> RobotSpec:
+    """The arm of a task by its command-line name."""
+    return FRANKA if env.startswith("franka") else KUKA

@@ -300,7 +300,7 @@ class VecTask:
     def _observe(self, ids: Tensor, state: Any, images: ObsDict) -> ObsDict:
         """Observations of worlds `ids`, whose images those are; `state` is of all worlds."""
         states = proprioception(self.task.robot, state)[ids].clamp(-self.clip_obs, self.clip_obs)
-        obs: ObsDict = {spec.STATES: states}
+        obs: ObsDict = {spec.STATES: states, spec.TARGETS: self.targets[ids].clone()}
         if self.obs_kind == "state" or self.options.oracle:
             oracle = self.task.observe(state)[ids].clamp(-self.clip_obs, self.clip_obs)
             obs |= {spec.ORACLE: oracle} if self.options.oracle else {}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envs.spec import CONTROL_RATE_HZ, TARGETS, RobotSpec, robot_of
 from policies.feature_vec_env import FeatureHistory
 from policies.robomimic_bc import MODEL, PROPRIO, load_algo, predict
 from policies.vec_env import TaskObs
@@ -22,6 +23,46 @@ def action_range(actions: Float[np.ndarray, "T A"]) -> tuple[list[float], list[f
     flat = high - low < LEAST_SPAN
     middle = (low + high) / 2
     return np.where(flat, middle - 1, low).tolist(), np.where(flat, middle + 1, high).tolist()
+
+
+def measured(states: Any, robot: RobotSpec) -> Any:
+    """Joints in rad (m) from proprioception [..., 2 A], whose first half is scaled to [-1, 1]."""
+    count = robot.num_actions
+    kind = states.new_tensor if isinstance(states, Tensor) else np.array
+    lower, upper = kind(robot.lower), kind(robot.upper)
+    return lower + (states[..., :count] + 1) / 2 * (upper - lower)
+
+
+def action_step(env: str, control_rate_hz: float) -> Float[np.ndarray, " A"]:
+    """By how much an action of 1 moves a joint's target, rad (m)."""
+    return CONTROL_RATE_HZ / control_rate_hz * np.array(robot_of(env).action_step)
+
+
+def future_targets(
+    targets: Float[np.ndarray, "T A"],
+    actions: Float[np.ndarray, "T A"],
+    joints: Float[np.ndarray, "T A"],
+    step: Float[np.ndarray, " A"],
+    length: int,
+) -> Float[np.ndarray, "T K*A"]:
+    """Where the expert wants the joint targets after each of the next `length` steps, relative to the
+    joints now; the last one repeats."""
+    after = targets + step * actions
+    steps = np.arange(len(actions))[:, None] + np.arange(length)
+    ahead = after[steps.clip(max=len(actions) - 1)] - joints[:, None]
+    return ahead.reshape(len(actions), -1).astype(np.float32)
+
+
+def actions_towards(
+    wanted: Float[Tensor, "N K A"], targets: Float[Tensor, "N A"], step: Tensor, largest: float
+) -> Float[Tensor, "N K A"]:
+    """Actions that bring the joint targets to the wanted ones, one after another, as far as actions
+    of at most `largest` do."""
+    actions = []
+    for goal in wanted.unbind(1):
+        actions.append(((goal - targets) / step).clamp(-largest, largest))
+        targets = targets + step * actions[-1]
+    return torch.stack(actions, 1)
 
 
 def normalise(actions: Any, low: Any, high: Any) -> Any:
@@ -43,6 +84,10 @@ class BCPolicy:
         self.algo, self.spec, self.backbone = algo, spec, backbone
         self.raw = bool(getattr(backbone, "trainable", False))
         self._low, self._high = torch.tensor(spec.bc.low), torch.tensor(spec.bc.high)
+        if spec.bc.predicts == "targets":
+            self._robot = robot_of(spec.env)
+            step = action_step(spec.env, spec.control_rate_hz)
+            self._step = torch.tensor(step, dtype=torch.float32)
         self.reset()
 
     def reset(self, worlds: Tensor | None = None) -> None:
@@ -75,13 +120,22 @@ class BCPolicy:
 
     def plan(self, obs: TaskObs) -> Float[Tensor, "N K A"]:
         """The next K actions in [-1, 1] from `obs["obs"]` (uint8 [N, H, W, 3], with several cameras
-        [N, C, H, W, 3]) and `obs["states"]`; call it at each step if the policy has a context."""
+        [N, C, H, W, 3]), `obs["states"]` and, where the policy predicts targets, `obs["targets"]`; call
+        it at each step if the policy has a context."""
         seen = self.observe(obs)
         if self.spec.bc.context > 1:
             seen = {key: self._past[key].push(value) for key, value in seen.items()}
         out = predict(self.algo, seen, self.spec.bc.context).cpu()
-        chunk = out.unflatten(1, (self.spec.bc.chunk, self.spec.num_actions))
-        return denormalise(chunk.clamp(-1, 1), self._low, self._high).clamp(-1.0, 1.0)
+        shape = (self.spec.bc.chunk, self.spec.num_actions)
+        if self.spec.bc.predicts == "actions":
+            chunk = out.unflatten(1, shape).clamp(-1, 1)
+            return denormalise(chunk, self._low, self._high).clamp(-1.0, 1.0)
+        ahead = denormalise(out.clamp(-1, 1), self._low, self._high).unflatten(1, shape)
+        now = measured(obs["states"].float().cpu(), self._robot)
+        targets = obs[TARGETS].float().cpu()
+        return actions_towards(
+            now[:, None] + ahead, targets, self._step, self.spec.bc.largest_action
+        )
 
     def observe(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the network reads: proprioception, and features (float16, as in the training)."""

@@ -7,7 +7,7 @@ evaluation and the robot runner both load it, and a different backbone is an err
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,8 +43,12 @@ class BackboneRecord:
 
 @dataclass
 class BCRecord:
-    """What a behaviour-cloning policy is, beside its network. Actions of the network in [-1, 1] mean
-    `low` to `high` of the task's."""
+    """What a behaviour-cloning policy is, beside its network.
+
+    The network's outputs in [-1, 1] mean `low` to `high`: of the task's actions (`predicts`
+    "actions", A numbers), or of joint targets relative to the joints that were seen ("targets", rad
+    and m, K * A numbers), which the policy turns into actions of at most `largest_action`.
+    """
 
     cameras: list[str]
     chunk: int  # actions of one plan
@@ -52,6 +56,8 @@ class BCRecord:
     replan_every: int  # control steps, at most `chunk`
     low: list[float]
     high: list[float]
+    predicts: Literal["actions", "targets"] = "actions"
+    largest_action: float = 1.0
 
 
 @dataclass

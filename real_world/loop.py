@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.spec import CONTROL_RATE_HZ, FRANKA, OBS, STATES
+from envs.spec import CONTROL_RATE_HZ, FRANKA, OBS, STATES, TARGETS
 from real_world.contracts import (
     ARM_JOINTS,
     Camera,
@@ -145,8 +145,11 @@ def _checked(plan: Tensor) -> Float[np.ndarray, "K A"]:
     return plan[0].double().cpu().numpy()
 
 
-def observation(frames: Sequence[np.ndarray], state: RobotState) -> dict[str, Tensor]:
-    """What policies are given, of one world: images and proprioception as in `envs.task`."""
+def observation(
+    frames: Sequence[np.ndarray], state: RobotState, target: Command
+) -> dict[str, Tensor]:
+    """What policies are given, of one world: images and proprioception as in `envs.task`, and the
+    joint targets that were last sent."""
     images = [torch.from_numpy(np.ascontiguousarray(frame)) for frame in frames]
     fingers = [state.gripper_m / 2] * 2
     q = np.array([*state.q_rad, *fingers])
@@ -154,7 +157,9 @@ def observation(frames: Sequence[np.ndarray], state: RobotState) -> dict[str, Te
     lower, upper = np.array(FRANKA.lower), np.array(FRANKA.upper)
     vector = np.concatenate([2 * (q - lower) / (upper - lower) - 1, 0.1 * dq])
     stacked = images[0] if len(images) == 1 else torch.stack(images)
-    return {OBS: stacked[None], STATES: torch.tensor(vector, dtype=torch.float32)[None]}
+    targets = torch.tensor([*target.q_rad, *[target.gripper_m / 2] * 2], dtype=torch.float32)
+    states = torch.tensor(vector, dtype=torch.float32)
+    return {OBS: stacked[None], STATES: states[None], TARGETS: targets[None]}
 
 
 class EpisodeLoop:
@@ -285,7 +290,7 @@ class EpisodeLoop:
             pictures = [self.picture(frame) for frame in frames]
         seen_s = max(frame.received_s for frame in frames)
         nearest = min(self._states, key=lambda s: abs(s.received_s - seen_s), default=state)
-        return observation(pictures, nearest)
+        return observation(pictures, nearest, self.robot.target)
 
     def _check(self, i: int, camera: Camera, frame: Frame) -> None:
         age_s = self.clock.now() - frame.received_s

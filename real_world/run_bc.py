@@ -98,7 +98,9 @@ def warm_up(policy: Any, cell: Cell, picture: Callable[[Frame], np.ndarray]) -> 
     frames = [camera.latest(timeout_s=2.0) for camera in cell.cameras]
     if any(frame is None for frame in frames):
         raise CameraError("a camera gave no frame within 2 s")
-    obs = observation([picture(frame) for frame in frames if frame], cell.robot.read())
+    obs = observation(
+        [picture(frame) for frame in frames if frame], cell.robot.read(), cell.robot.target
+    )
     times_ms = []
     with torch.inference_mode():
         for _ in range(WARM_UPS):

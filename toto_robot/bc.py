@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `toto_robot.rl`
 
@@ -21,7 +21,15 @@ import torch
 from tqdm import tqdm
 
 import envs
-from policies.bc_policy import BCPolicy, action_range, normalise
+from envs.spec import TARGETS, robot_of
+from policies.bc_policy import (
+    BCPolicy,
+    action_range,
+    action_step,
+    future_targets,
+    measured,
+    normalise,
+)
 from policies.demonstrations import DemonstrationFile
 from policies.evaluation import evaluate
 from policies.feature_cache import FeatureCache, write_training_file
@@ -79,6 +87,9 @@ class BCConfig:
     layer: int | None = field(default=None, metadata={"alias": "backbone.layer"})
     readout: str = field(default="grid", metadata={"alias": "backbone.readout"})
     grid: int = field(default=8, metadata={"alias": "backbone.grid"})
+    predicts: Literal["targets", "actions"] = (
+        "targets"  # joint targets ahead, or the actions' steps
+    )
     n: int | None = None  # demonstrations, the first of the file; None: all
     cache: Path | None = None  # None: <data>.features
     epochs: int = 30
@@ -117,6 +128,21 @@ def chunks(actions: np.ndarray, length: int) -> np.ndarray:
     return actions[steps.clip(max=len(actions) - 1)].reshape(len(actions), -1)
 
 
+def labels_of(config: BCConfig, demo: Any, options: Mapping[str, Any]) -> np.ndarray:
+    """What the network learns to say at each step, in the units of the task: [T, A] or [T, K * A]."""
+    if config.predicts == "actions":
+        return demo.actions
+    if TARGETS not in demo.columns:
+        raise ValueError(
+            f"{config.data} holds no joint targets, which predicts=targets learns from: record it "
+            "again, or use predicts=actions"
+        )
+    env = options["env"]
+    joints = measured(demo.vectors[PROPRIO], robot_of(env))
+    step = action_step(env, options["control_rate_hz"])
+    return future_targets(demo.columns[TARGETS], demo.actions, joints, step, config.hyper.chunk)
+
+
 def prepare(config: BCConfig, backbone: Any) -> tuple[PolicySpec, Path, dict[str, Any]]:
     """The training file in the run folder, and what the policy will say of itself."""
     cache = FeatureCache(
@@ -128,15 +154,18 @@ def prepare(config: BCConfig, backbone: Any) -> tuple[PolicySpec, Path, dict[str
         for name in tqdm(names, desc="features", unit="demo"):
             demo = file.read(name)
             rows.append((demo, {c: cache.file(image) for c, image in demo.images.items()}))
-    low, high = action_range(np.concatenate([demo.actions for demo, _ in rows]))
+    labels = [labels_of(config, demo, options) for demo, _ in rows]
+    low, high = action_range(np.concatenate(labels))
+    inner = [normalise(label, *map(np.array, (low, high))) for label in labels]
+    if config.predicts == "actions":
+        inner = [chunks(label, hyper.chunk) for label in inner]
     demos: list[Mapping[str, Any]] = [
         {
-            "actions": chunks(normalise(demo.actions, *map(np.array, (low, high))), hyper.chunk)
-            .clip(-1, 1).astype(np.float32),
+            "actions": label.clip(-1, 1).astype(np.float32),
             f"obs/{PROPRIO}": demo.vectors[PROPRIO],
             **{f"obs/{camera}": path for camera, path in files.items()},
         }
-        for demo, files in rows
+        for label, (demo, files) in zip(inner, rows, strict=True)
     ]  # fmt: skip
     path = config.folder / "train.hdf5"
     write_training_file(path, demos, range(9, len(demos), 10), env_args)
@@ -148,7 +177,8 @@ def prepare(config: BCConfig, backbone: Any) -> tuple[PolicySpec, Path, dict[str
         camera=cameras[0], backbone=record_of(config, backbone), algo=hyper.algo,
         env_steps=sum(len(demo) for demo, _ in rows), control_rate_hz=options["control_rate_hz"],
         bc=BCRecord(cameras, hyper.chunk, hyper.context,
-                    min(config.replan_every, hyper.chunk), low, high),
+                    min(config.replan_every, hyper.chunk), low, high, config.predicts,
+                    largest_action=float(max(abs(demo.actions).max() for demo, _ in rows))),
     )  # fmt: skip
     return policy, path, env_args
 

@@ -48,6 +48,7 @@ class DemosConfig:
     control_rate_hz: int = 60
     visuals: Level = "fixed"  # colours, lights and camera pose drawn anew for each episode
     noise: float = 0.0  # deviation of what is added to the expert's actions before they are sent
+    clip_actions: float = 1.0  # the largest action; 0.26 keeps joint targets at 1.95 rad/s
     tail: int = 20  # control steps that an episode goes on after its success
     keep_failures: bool = False
     film: int = 4  # demonstrations in the film
@@ -63,6 +64,8 @@ class DemosConfig:
         for name in ("n", "worlds", "image_size"):
             if getattr(self, name) < 1:
                 raise SystemExit(f"{name}={getattr(self, name)}: expected at least 1")
+        if not 0 < self.clip_actions <= 1:
+            raise SystemExit(f"clip_actions={self.clip_actions}: expected above 0, at most 1")
         if self.noise < 0 or self.tail < 0 or not self.cameras:
             raise SystemExit("noise= and tail= must not be negative, cameras= not empty")
 
@@ -133,7 +136,8 @@ class Recording:
 
     def disturb(self, action: np.ndarray) -> np.ndarray:
         noise = self._config.noise * self._noise.standard_normal(action.shape)
-        return (action + noise).clip(-1, 1).astype(np.float32)
+        largest = self._config.clip_actions
+        return (action + noise).clip(-largest, largest).astype(np.float32)
 
     def finished(self, ended: bool, success: bool) -> bool:
         """Count a step; True after the episode's end, or `tail` steps after its success."""
@@ -166,7 +170,7 @@ def play(config: DemosConfig, task: Any, expert: Actor, attempts: range) -> Iter
     getattr(expert, "reset", lambda: None)()
     running = {world: Recording(config, attempt) for world, attempt in enumerate(attempts)}
     while running:
-        wanted = expert.act(obs).clamp(-1, 1).cpu().numpy()
+        wanted = expert.act(obs).clamp(-config.clip_actions, config.clip_actions).cpu().numpy()
         sent, seen = wanted.copy(), {key: value.cpu().numpy() for key, value in obs.items()}
         for world, recording in running.items():
             sent[world] = recording.disturb(wanted[world])

@@ -112,7 +112,8 @@ def test_the_oracle_beside_images_is_the_state_observation(make):
     few = {"num_envs": 2, "seed": 3, "episode_length": 3}
     pixels, state = make(obs="pixels", image_size=16, oracle=True, **few), make(**few)
     seen, known = pixels.reset(), state.reset()
-    assert set(seen) == {"obs", "states", "oracle"} and set(known) == {"obs", "states"}
+    both = {"obs", "states", "targets"}
+    assert set(seen) == both | {"oracle"} and set(known) == both
     extras, same = {}, {}
     for step in range(3):
         torch.testing.assert_close(seen["oracle"], known["obs"], rtol=0, atol=0)
