@@ -23,7 +23,7 @@ class FakeBackbone:
         return means[:, None, None].expand(-1, *self.feature_shape)
 
 
-def make_demos(folder, count=3, steps=6):
+def make_demos(folder, count=3, steps=6, targets=True):
     draw = np.random.default_rng(0)
     paths = []
     for number in range(count):
@@ -33,6 +33,9 @@ def make_demos(folder, count=3, steps=6):
             actions=draw.uniform(-0.3, 0.3, (steps, 9)).astype(np.float32),
             rewards=np.zeros(steps, np.float32),
             success=True,
+            columns={"targets": draw.uniform(0, 0.04, (steps, 9)).astype(np.float32)}
+            if targets
+            else {},
         )
         paths.append(folder / f"{number}.hdf5")
         write_episode(paths[-1], demo)
@@ -41,10 +44,12 @@ def make_demos(folder, count=3, steps=6):
     return folder / "demos.hdf5"
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_and_its_policy_plays(tmp_path):
+@pytest.mark.parametrize("predicts", ["targets", "actions"])
+def test_a_resumed_run_is_the_uninterrupted_one_and_its_policy_plays(tmp_path, predicts):
     config = BCConfig(
-        data=make_demos(tmp_path), out=tmp_path / "whole", epochs=2, steps_per_epoch=2, eval_every=0
-    )
+        data=make_demos(tmp_path), out=tmp_path / "whole", epochs=2, steps_per_epoch=2,
+        eval_every=0, predicts=predicts,
+    )  # fmt: skip
     whole = Run(config, FakeBackbone())
     train(whole, StopSignal())
     parts = replace(config, out=tmp_path / "parts")
@@ -60,9 +65,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_policy_plays(tmp_path):
     assert (tmp_path / "whole/success.png").exists()
 
     policy = load_policy(tmp_path / "whole/checkpoints/best", FakeBackbone())
-    obs = {"obs": torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "states": torch.zeros(2, 18)}
+    obs = {"obs": torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "states": torch.zeros(2, 18),
+           "targets": torch.zeros(2, 9)}  # fmt: skip
     assert policy.plan(obs).shape == (2, 16, 9)
     assert policy.act(obs).abs().max() <= 0.3001  # the range of the demonstrations
+
+
+def test_demonstrations_without_joint_targets_are_refused(tmp_path):
+    config = BCConfig(data=make_demos(tmp_path, targets=False), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="predicts=actions"):
+        Run(config, FakeBackbone())
 
 
 def test_another_option_does_not_go_on_in_the_same_folder(tmp_path):

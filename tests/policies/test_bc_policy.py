@@ -10,8 +10,18 @@ import torch
 
 pytest.importorskip("robomimic", reason="scripts/setup.sh installs it")
 
+from envs.spec import FRANKA
 from policies import robomimic_bc
-from policies.bc_policy import BCPolicy, action_range, denormalise, normalise
+from policies.bc_policy import (
+    BCPolicy,
+    action_range,
+    action_step,
+    actions_towards,
+    denormalise,
+    future_targets,
+    measured,
+    normalise,
+)
 from policies.feature_cache import FeatureCache
 from policies.policy import BackboneRecord, BCRecord, PolicySpec, load_policy
 from toto_robot.bc import PRESETS, chunks
@@ -66,6 +76,28 @@ def test_normalisation_is_undone_and_a_constant_dimension_survives():
 def test_a_chunk_is_what_comes_next_and_the_last_action_repeats():
     actions = np.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(chunks(actions, 2), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 4, 5]])
+
+
+def test_future_targets_are_reached_by_the_actions_that_made_them():
+    """Played back from the same state, the expert's own actions come out again."""
+    draw = np.random.default_rng(0)
+    step = action_step("franka_pick", 30)
+    assert step == pytest.approx(2 * np.array(FRANKA.action_step))
+    actions = draw.uniform(-0.2, 0.2, (5, 9))
+    targets = np.cumsum(np.concatenate([np.zeros((1, 9)), step * actions]), 0)[:-1]
+    joints = targets + draw.normal(0, 0.1, (5, 9))
+    ahead = future_targets(targets, actions, joints, step, 3).reshape(5, 3, 9)
+    wanted = torch.tensor(joints[:, None] + ahead)
+    played = actions_towards(wanted, torch.tensor(targets), torch.tensor(step), 1.0)
+    np.testing.assert_allclose(played[0], actions[:3], atol=1e-6)
+    np.testing.assert_allclose(played[3], [actions[3], actions[4], 0 * actions[4]], atol=1e-6)
+    slow = actions_towards(wanted + 10, torch.tensor(targets), torch.tensor(step), 0.26)
+    np.testing.assert_allclose(slow, 0.26)
+
+
+def test_joints_come_back_from_proprioception():
+    states = torch.tensor([[-1.0] * 9 + [0.3] * 9, [1.0] * 9 + [0.0] * 9])
+    np.testing.assert_allclose(measured(states, FRANKA), [FRANKA.lower, FRANKA.upper], atol=1e-6)
 
 
 def test_a_plan_is_played_back_and_a_reset_world_plans_anew():
