@@ -338,6 +338,7 @@ class EpisodeLoop:
         return {
             **{f"obs/{n}_image": image.numpy() for n, image in zip(names, images, strict=True)},
             "obs/proprioception": obs[STATES][0].numpy(),
+            TARGETS: obs[TARGETS][0].numpy(),
             "actions": action.astype(np.float32),
             "q_wanted_rad": np.append(goal.q_rad, goal.gripper_m),
             "q_rad": np.append(state.q_rad, state.gripper_m),
