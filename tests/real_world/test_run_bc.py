@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from dataclasses import replace
 from functools import partial
 
@@ -46,9 +45,17 @@ def test_the_same_seed_on_a_virtual_clock_is_the_same_run(tmp_path):
     assert (moves[0] == moves[1]).all()
 
 
-def test_sigterm_holds_the_arm_and_keeps_the_episode(tmp_path):
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    report = run(replace(SHORT, paced=True, seconds=60.0, out=tmp_path))
+def test_sigterm_holds_the_arm_and_keeps_the_episode(tmp_path, monkeypatch):
+    append, steps = Recorder.append, []
+
+    def terminate(recorder, row):
+        steps.append(append(recorder, row))
+        if len(steps) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "append", terminate)
+    slack = {"watchdog_ms": 5000.0, "max_age_ms": 5000.0, "missed_in_a_row": 1000}
+    report = run(replace(SHORT, paced=True, seconds=60.0, out=tmp_path, **slack))
     (episode,) = report["episodes"]
     assert episode["end_reason"] == "stopped: signal"
     with DemonstrationFile(tmp_path / episode["file"]) as file:
