@@ -25,6 +25,7 @@ from real_world.kinematics import hand_position
 Row = tuple[float, ...]
 Box = tuple[Row, Row]
 BISECTIONS = 20
+EVENTS = ("joint", "speed", "acceleration", "box", "gripper")  # which limit changed a target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,16 @@ class Stages:
 
     clock: Clock
     durations_s: dict[str, deque[float]] = field(default_factory=dict)
+    _slowest_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, stage: str, duration_s: float) -> None:
         self.durations_s.setdefault(stage, deque(maxlen=KEPT)).append(duration_s)
+        self._slowest_s[stage] = max(duration_s, self._slowest_s.get(stage, 0.0))
+
+    def take_slowest(self) -> dict[str, float]:
+        """The slowest call of each stage since this was called last; no entry without a call."""
+        taken, self._slowest_s = self._slowest_s, {}
+        return taken
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ from real_world.cell import (
 )
 from real_world.contracts import CameraError, Frame, RobotError
 from real_world.homing import go_to
+from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
+from real_world.measures import NAMES, StepMeasures
 from real_world.recorder import Recorder, RecorderError
 from real_world.sim import SimWorld
 from toto_robot.cli import parse
@@ -55,7 +57,8 @@ class RunConfig(CellConfig):
     max_age_ms: float = 250.0  # of a frame; an older one ends the run
     missed_in_a_row: int = 5  # deadlines that end the run
     device: str = "cpu"
-    headless: bool = True  # there is no window yet: films are written
+    log: Literal["none", "rrd"] = "none"  # rrd: everything into run.rrd, for rerun (extra `live`)
+    headless: bool = True  # false: a live view, in rerun's window or a web page
     out: Path | None = None  # None: runs/real/<date and time>
 
     def __post_init__(self) -> None:
@@ -63,8 +66,6 @@ class RunConfig(CellConfig):
         for name in ("episodes", "seconds", "max_age_ms", "missed_in_a_row"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-        if not self.headless:
-            raise ValueError("headless=false: there is no window yet; look at the films in out=")
 
 
 def check_policy(spec: Any, config: RunConfig) -> None:
@@ -140,9 +141,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     policy = load_policy(config.policy, device=config.device)
     out.mkdir(parents=True, exist_ok=True)
     hz, picture = spec.control_rate_hz, fit_picture(spec.image_size)
-    about = {"options": {"env": spec.env, "control_rate_hz": hz}}
+    about = {"options": {"env": spec.env, "control_rate_hz": hz}, **NAMES}
     with (
         only_one(out / ".lock", f"{out}: choose another out="),
+        open_live(out, config.log, config.headless, cameras_of(spec)) as live,
         open_cell(config, spec.env, cameras_of(spec), spec.image_size, hz) as cell,
         Recorder(out / "episodes", about, {"env_name": spec.env}) as recorder,
         StopSignal() as stop,
@@ -158,7 +160,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             threaded=config.threaded,
             blend=config.blend,
         )
-        session = Session(config, policy, cell, recorder, options, picture, stop, out)
+        session = Session(config, policy, cell, recorder, live, options, picture, stop, out)
         for number in tqdm(range(config.episodes), unit="episode", disable=config.episodes < 2):
             outcome = session.episode(number)
             tqdm.write(f"episode {number}: {outcome.end_reason} after {outcome.seconds:.1f} s")
@@ -178,13 +180,14 @@ class Session:
         policy: Any,
         cell: Cell,
         recorder: Recorder,
+        live: Live,
         options: LoopOptions,
         picture: Callable[[Frame], np.ndarray],
         stop: StopSignal,
         out: Path,
     ):
-        self.config, self.cell, self.recorder, self.stop, self.out = (
-            config, cell, recorder, stop, out,
+        self.config, self.cell, self.recorder, self.live, self.stop, self.out = (
+            config, cell, recorder, live, stop, out,
         )  # fmt: skip
         self.rows: list[dict[str, Any]] = []
         self._joints: list[np.ndarray] = []  # of the scene, for its film
@@ -192,6 +195,7 @@ class Session:
             cell.robot, cell.cameras, policy, options, cell.clock,
             picture=picture, judge=self._judge, stop_asked=self._stop_asked, record=self._record,
         )  # fmt: skip
+        self._measures = StepMeasures(self.loop.stages, self.loop.deadlines, cell.robot.events)
 
     def _judge(self) -> bool | None:
         world = self.cell.world
@@ -203,7 +207,9 @@ class Session:
         return "signal" if self.stop.requested else ""
 
     def _record(self, row: Mapping[str, Any]) -> None:
+        row = {**row, **self._measures()}
         self.recorder.append(row)
+        self.live.step(row)
         if self.cell.world is not None:
             fields = self.cell.world.task.engine.read()
             self._joints.append(fields["qpos"][0].numpy().copy())
@@ -212,6 +218,8 @@ class Session:
         """Home, play, keep the file and the film."""
         self._begin()
         self.recorder.begin(policy=str(self.config.policy), seed=self.config.seed)
+        self.live.begin(number)
+        self._measures()  # what came before, homing say, is no step's
         gc.collect()
         gc.disable()  # no pause in an episode
         try:
@@ -233,6 +241,7 @@ class Session:
                 "recording": recording,
             }
         )
+        self.live.end(self.rows[-1])
         with (self.out / "episodes.jsonl").open("a") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
         return outcome
@@ -264,6 +273,7 @@ class Session:
             "missed": self.loop.deadlines.missed,
             "latency_ms": self.loop.stages.report_ms(),
             "steps_not_recorded": self.recorder.dropped,
+            "steps_not_shown": self.live.dropped,
             "limit_events": self.cell.robot.events,
             "fault": self.rows[-1]["end_reason"] if self.rows and self.rows[-1]["fault"] else "",
             "episodes": self.rows,

@@ -34,14 +34,15 @@ PINNED = {
         "policies/demonstrations.py",
         "policies/feature_cache.py",
         "real_world/recorder.py",
+        "real_world/run_files.py",
         "tests/",
     ),
     "franky": ("real_world/franka.py", "real_world/franka_twin.py", "tests/"),
-    "rerun": ("real_world/live.py",),
+    "rerun": ("real_world/live.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),
     "rliable": ("toto_robot/report_curves.py",),
-    "jinja2": ("toto_robot/report.py",),
+    "jinja2": ("toto_robot/report.py", "real_world/run_report.py"),
 }
 
 

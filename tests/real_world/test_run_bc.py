@@ -110,7 +110,7 @@ def test_a_policy_that_does_not_fit_is_refused(change, config, words):
 
 
 @pytest.mark.parametrize(
-    "word", ["episodes=0", "box_m=1,2", "speed_share=2", "headless=false", "robot=ur5", "polizy=x"]
+    "word", ["episodes=0", "box_m=1,2", "speed_share=2", "log=hdf5", "robot=ur5", "polizy=x"]
 )
 def test_wrong_options_are_said(word):
     with pytest.raises(SystemExit, match=word.split("=")[0]):
