@@ -38,15 +38,21 @@ class Teacher:
         return self.policy.act({"obs": obs[ORACLE]})
 
 
-def load_teacher(source: str | Path) -> Teacher:
-    """The packaged teacher of a task ("franka_pick"), or the state policy in a folder.
-
-    Raises FileNotFoundError if there is none, ValueError if it does not read the state.
-    """
+def teacher_folder(source: str | Path) -> Path:
+    """Of the packaged teacher of a task ("franka_pick"), or `source` itself. Raises FileNotFoundError
+    if there is none."""
     folder = PRETRAINED / str(source) if str(source) in TASK_NAMES else Path(source)
     if not (folder / "policy.json").is_file():
         ready = sorted(p.parent.name for p in PRETRAINED.glob("*/policy.json"))
         raise FileNotFoundError(
             f"no policy in {folder}; give a policy folder, or one of the packaged teachers: {ready}"
         )
-    return Teacher(load_policy(folder))
+    return folder
+
+
+def load_teacher(source: str | Path) -> Teacher:
+    """The packaged teacher of a task, or the state policy in a folder.
+
+    Raises FileNotFoundError if there is none, ValueError if it does not read the state.
+    """
+    return Teacher(load_policy(teacher_folder(source)))

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 import envs
-from envs.experts import GOALS, ScriptedExpert
-from envs.spec import TASK_NAMES
+from envs.spec import robot_of
 from policies.dagger import DAgger
 from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
@@ -17,10 +16,10 @@ from policies.learner import Learner
 from policies.networks import make_pool
 from policies.policy import BackboneRecord, PolicySpec, build_net, read_spec, start_from
 from policies.ppo import make_ppo
-from policies.teacher import Expert, load_teacher
 from policies.vec_env import StateObserver, TaskVecEnv
 from toto_robot import backbone as backbones
 from toto_robot.conf import RLConfig
+from toto_robot.experts import check_expert, make_expert
 
 
 def pick_device(config: RLConfig) -> str:
@@ -97,14 +96,32 @@ def check_learner(config: RLConfig, backbone: Any) -> None:
     if config.algo == "ppo-gpu" and not find_spec("rsl_rl"):
         raise ValueError("algo=ppo-gpu needs rsl_rl: pip install 'toto-robot[gpu-rl]'")
     if config.algo.startswith("dagger"):
-        check_expert(config)
+        check_expert(config.dagger.expert, config.env.name, config.env.control_rate_hz)
     if backbone is not None:
         observer = observer_of(backbone, num_states=1, history=config.ppo.history)
         if "features" in observer.space.spaces:
             make_pool(backbone.feature_shape, config.ppo.pool, config.ppo.num_queries)
     if config.init and not config.resume:
-        likewise = replace(read_spec(Path(config.init)), ppo=config.ppo)
-        start_from(config.init, build_net(likewise), backbone)
+        check_init(config, backbone)
+
+
+def check_init(config: RLConfig, backbone: Any) -> None:
+    """Raises ValueError unless the policy of `init=` could be one of this run."""
+    folder = Path(config.init or "")
+    spec, robot = read_spec(folder), robot_of(config.env.name)
+    shape = None if backbone is None else list(backbone.feature_shape)
+    own = {"num_actions": robot.num_actions, "feature_shape": shape, "obs": config.obs}
+    own |= {"control_rate_hz": config.env.control_rate_hz}
+    if config.obs == "state":
+        own["env"] = config.env.name  # what a state vector means
+    differ = [
+        f"{key}={getattr(spec, key)}, here {value}"
+        for key, value in own.items()
+        if getattr(spec, key) != value
+    ]
+    if differ:
+        raise ValueError(f"init={folder} does not fit this run: {'; '.join(differ)}")
+    start_from(folder, build_net(replace(spec, ppo=config.ppo)), backbone)
 
 
 def make_dagger(
@@ -117,29 +134,8 @@ def make_dagger(
     if not config.resume:
         labels.truncate(0)  # of a run that was killed before its first checkpoint
     net = build_net(policy_spec).to(pick_device(config))
-    expert = make_expert(config, task)
+    expert = make_expert(config.dagger.expert, config.env.name, task)
     return DAgger(task, observer, expert, net, labels, config.dagger, config.seed)
-
-
-def make_expert(config: RLConfig, task: Any) -> Expert:
-    """`dagger.expert`: the packaged teacher, the scripted motion, or a policy folder."""
-    if config.dagger.expert == "scripted":
-        return ScriptedExpert(task)
-    if config.dagger.expert == "teacher":
-        return load_teacher(config.env.name)
-    return load_teacher(config.dagger.expert)
-
-
-def check_expert(config: RLConfig) -> None:
-    """Raises FileNotFoundError or ValueError unless `dagger.expert` is there and knows the task."""
-    env, name = config.env.name, config.dagger.expert
-    if name == "scripted":
-        if TASK_NAMES[env] not in GOALS:
-            raise ValueError(f"env={env} has no scripted expert; use dagger.expert=teacher")
-        return
-    spec = load_teacher(env if name == "teacher" else name).policy.spec
-    if spec.env != env:
-        raise ValueError(f"dagger.expert={name} is of env={spec.env}, this run of env={env}")
 
 
 def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:

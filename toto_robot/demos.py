@@ -21,15 +21,14 @@ from tqdm import tqdm
 
 import envs
 from envs import spec
-from envs.experts import GOALS, ScriptedExpert
 from envs.options import Level
 from policies.demonstrations import Demonstration, DemonstrationFile, assemble, write_episode
 from policies.film import film_demonstrations
 from policies.policy import load_policy, read_spec
-from policies.teacher import load_teacher
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
+from toto_robot.experts import check_expert, make_expert
 from toto_robot.runs import success_report, write_json
 
 HOPELESS = 100  # attempts without a demonstration to keep, after which it is given up
@@ -59,8 +58,10 @@ class DemosConfig:
     def __post_init__(self) -> None:
         if self.env not in spec.TASK_NAMES:
             raise SystemExit(f"env={self.env} does not exist.{nearest(self.env, spec.TASK_NAMES)}")
-        if self.expert == "scripted" and spec.TASK_NAMES[self.env] not in GOALS:
-            raise SystemExit(f"env={self.env} has no scripted expert; use expert=teacher")
+        try:
+            check_expert(self.expert, self.env, self.control_rate_hz)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from None
         for name in ("n", "worlds", "image_size"):
             if getattr(self, name) < 1:
                 raise SystemExit(f"{name}={getattr(self, name)}: expected at least 1")
@@ -102,23 +103,12 @@ class PixelExpert:
         self._policy.reset()
 
 
-def make_expert(config: DemosConfig, task: Any) -> Actor:
+def expert_of(config: DemosConfig, task: Any) -> Actor:
     """The expert by name, or from a policy folder. Raises ValueError, FileNotFoundError."""
-    if config.expert == "scripted":
-        return ScriptedExpert(task)
-    if config.expert == "teacher":
-        return load_teacher(config.env)
-    folder = Path(config.expert)
-    policy = read_spec(folder)
-    if policy.env != config.env or policy.control_rate_hz != config.control_rate_hz:
-        raise ValueError(
-            f"the policy in {folder} is of env={policy.env} control_rate_hz="
-            f"{policy.control_rate_hz}, not of env={config.env} "
-            f"control_rate_hz={config.control_rate_hz}"
-        )
-    if policy.obs == "state":
-        return load_teacher(folder)
-    return PixelExpert(folder, config.cameras, config.image_size)
+    spec = check_expert(config.expert, config.env, config.control_rate_hz)
+    if spec is not None and spec.obs == "pixels":
+        return PixelExpert(Path(config.expert), config.cameras, config.image_size)
+    return make_expert(config.expert, config.env, task)
 
 
 class Recording:
@@ -229,7 +219,7 @@ def record(config: DemosConfig, episodes: Episodes, have: int) -> None:
         visuals=config.visuals, control_rate_hz=config.control_rate_hz,
     )  # fmt: skip
     try:
-        fill(config, episodes, have, task, make_expert(config, task))
+        fill(config, episodes, have, task, expert_of(config, task))
     finally:
         task.close()
 

@@ -272,6 +272,12 @@ def run_dir_is_free(folder: Path, config: RLConfig) -> None:
         raise ValueError(
             f"a resumed run goes on in its own folder: leave out hydra.run.dir (got {folder})"
         )
+    saved = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "algo", default=config.algo)
+    if saved != config.algo:
+        raise ValueError(
+            f"{folder} is a run of algo={saved}: resume= goes on with that; algo={config.algo} from "
+            f"its policy is init={folder / 'checkpoints/last'}"
+        )
     first = folder / "dagger" if config.algo == "dagger+ppo" else folder
     if not is_begun(first):
         raise FileNotFoundError(f"nothing to resume: {first / 'checkpoints/last'} is missing")
