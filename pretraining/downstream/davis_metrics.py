@@ -64,6 +64,9 @@ def boundary_accuracy(
     predicted, true = boundary(prediction), boundary(truth)
     if not predicted.any() or not true.any():
         return float(predicted.any() == true.any())
+    where = np.nonzero(predicted | true)
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in where)  # nothing is outside of it
+    predicted, true = predicted[box], true[box]
     precision = np.mean(dilate(true, radius)[predicted])
     recall = np.mean(dilate(predicted, radius)[true])
     total = precision + recall
