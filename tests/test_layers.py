@@ -42,7 +42,11 @@ PINNED = {
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),
     "rliable": ("toto_robot/report_curves.py",),
-    "jinja2": ("toto_robot/report.py", "real_world/run_report.py"),
+    "jinja2": (
+        "toto_robot/report.py",
+        "real_world/run_report.py",
+        "pretraining/downstream/report.py",
+    ),
 }
 
 

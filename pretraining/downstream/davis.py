@@ -131,14 +131,14 @@ def propagate(
 
 
 def values_of(score: ObjectScore) -> dict[str, float]:
-    """In percent, named as the benchmark's table names them."""
+    """The benchmark's seven measures, in percent."""
     j, f = score.j, score.f
     shares = {
         "J&F_%": score.mean,
         "J_%": j.mean,
+        "F_%": f.mean,
         "J_recall_%": j.recall,
         "J_decay_%": j.decay,
-        "F_%": f.mean,
         "F_recall_%": f.recall,
         "F_decay_%": f.decay,
     }
