@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol
 REPEAT_S = 0.15  # keyboards repeat 10 to 30 times a second
 ESCAPE_S = 0.03  # the rest of an arrow key's bytes comes within it
 STOP_KEY = "space"
-ALWAYS_STOP = {"ctrl-z", "ctrl-\\\\"}  # suspended or gone, the process would leave the arm alone
+ALWAYS_STOP = {"ctrl-z", "ctrl-\\"}  # suspended or gone, the process would leave the arm alone
 NAMES = {" ": "space", "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace",
          "\x1b": "esc", "\x1a": "ctrl-z", "\x1c": "ctrl-\\"}  # fmt: skip
 SEQUENCES = {"[A": "up", "[B": "down", "[C": "right", "[D": "left", "[5~": "page up", "[6~": "page down",
@@ -331,7 +331,7 @@ def _evdev_name(code: Any) -> str:
 def load_evdev() -> Any:
     """The library. Raises KeysError saying what to install."""
     try:
-        import evdev
+        import evdev  # pyright: ignore[reportMissingImports]
 
         return evdev
     except ImportError as error:

@@ -66,16 +66,15 @@ def joint_speeds(
     singular value s of J falls below e = `SINGULAR` (after Nakamura and Hanafusa, J. Dyn. Sys. 108,
     1986), so that |speeds| <= |twist| / e whatever the pose: near a singularity the hand slows down.
     A joint that would leave its limits stands still and the others take over what they can. What
-    the hand does not notice moves the joints towards `rest_rad`.
+    the hand does not notice, and what was damped away, moves the joints towards `rest_rad` while the
+    hand moves, which also leads out of a singularity that the hand was driven into.
     """
     jacobian = hand_jacobian(q_rad)
+    pull = np.zeros(len(q_rad)) if rest_rad is None else POSTURE_HZ * (rest_rad - q_rad)
     free = np.ones(len(q_rad), bool)
     while free.any():
         speeds = np.zeros(len(q_rad))
-        speeds[free] = _damped(jacobian[:, free], twist)
-        if rest_rad is not None and free.all():
-            unnoticed = np.linalg.svd(jacobian)[2][-1]
-            speeds += POSTURE_HZ * (unnoticed @ (rest_rad - q_rad)) * unnoticed
+        speeds[free] = _damped(jacobian[:, free], twist, pull[free])
         q = q_rad + speeds * dt_s
         outside = free & (((q > upper_rad) & (speeds > 0)) | ((q < lower_rad) & (speeds < 0)))
         if not outside.any():
@@ -84,7 +83,13 @@ def joint_speeds(
     return np.zeros(len(q_rad))
 
 
-def _damped(jacobian: np.ndarray, twist: np.ndarray) -> np.ndarray:
-    left, values, right = np.linalg.svd(jacobian, full_matrices=False)
-    damping = max(0.0, SINGULAR**2 - values.min() ** 2) if jacobian.shape[1] >= 6 else SINGULAR**2
-    return right.T @ (values / (values**2 + damping) * (left.T @ twist))
+def _damped(jacobian: np.ndarray, twist: np.ndarray, pull: np.ndarray) -> np.ndarray:
+    """Speeds for `twist`, and of `pull` the part that this leaves open."""
+    left, values, right = np.linalg.svd(jacobian)
+    smallest = values.min() if len(values) == 6 else 0.0  # five joints cannot do everything
+    damping = max(0.0, SINGULAR**2 - smallest**2)
+    squares = values**2 + damping
+    done = np.zeros(len(right))
+    done[: len(values)] = values**2 / squares
+    rows, columns = right[: len(values)], left[:, : len(values)]
+    return rows.T @ (values / squares * (columns.T @ twist)) + right.T @ ((1 - done) * (right @ pull))
