@@ -92,4 +92,6 @@ def _damped(jacobian: np.ndarray, twist: np.ndarray, pull: np.ndarray) -> np.nda
     done = np.zeros(len(right))
     done[: len(values)] = values**2 / squares
     rows, columns = right[: len(values)], left[:, : len(values)]
-    return rows.T @ (values / squares * (columns.T @ twist)) + right.T @ ((1 - done) * (right @ pull))
+    return rows.T @ (values / squares * (columns.T @ twist)) + right.T @ (
+        (1 - done) * (right @ pull)
+    )
