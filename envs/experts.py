@@ -122,11 +122,12 @@ class ScriptedExpert:
     Args:
         task: a `VecTask` made with `oracle=True`.
         speed_rad_s: the fastest joint moves at this speed on the way to a goal.
+        pace: control steps at 60 Hz for which an action is meant, by default the task's.
     Raises:
         ValueError: a task without a scripted expert.
     """
 
-    def __init__(self, task: VecTask, speed_rad_s: float = 1.5):
+    def __init__(self, task: VecTask, speed_rad_s: float = 1.5, pace: float | None = None):
         name, device = task.task.name, task.rl_device
         if name not in GOALS:
             raise ValueError(f"{name} has no scripted expert; these have: {', '.join(GOALS)}")
@@ -134,7 +135,7 @@ class ScriptedExpert:
         self._chain = Chain(task.engine.model, "panda_hand", 7, TOOL_M, device)
         self._seed = torch.tensor(SEEDS[name], device=device)
         self._robot = robot_tensors(task.task.robot, torch.device(device))
-        pace = task.options.pace
+        pace = task.options.pace if pace is None else pace
         self._share = (1 - (1 - CHANGE_SHARE) ** pace) / (pace * self._robot.action_step)
 
     def act(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "N A"]:

@@ -55,6 +55,8 @@ class CellConfig:
     torque_step_nm: float | None = (
         None  # the most that a torque changes in 1 ms; None: the driver's
     )
+    torque_threshold_nm: float | None = None  # contacts above these stop the arm in a reflex; None:
+    force_threshold_n: float | None = None  # the driver's
     serial: tuple[str, ...] = ()  # of the cameras, in the policy's order; none: the only one
     recording: tuple[Path, ...] = ()  # for camera=recording
     camera_px: tuple[int, ...] = (640, 480)  # of real cameras and recordings, width and height
@@ -276,6 +278,10 @@ def _arm(config: CellConfig, world: SimWorld | None, rate_hz: float, stack: Exit
         springs["stiffness_nm_rad"] = config.stiffness_nm_rad
     if config.torque_step_nm:
         springs["max_torque_step_nm"] = config.torque_step_nm
+    if config.torque_threshold_nm:
+        springs["torque_threshold_nm"] = config.torque_threshold_nm
+    if config.force_threshold_n:
+        springs["force_threshold_n"] = config.force_threshold_n
     if config.robot == "franka":
         lock = Path(tempfile.gettempdir()) / f"toto_robot-{config.host.replace('/', '_')}.lock"
         stack.enter_context(only_one(lock, f"the arm at {config.host}"))

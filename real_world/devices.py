@@ -115,8 +115,8 @@ class SpaceMouse:
     """A 3Dconnexion SpaceMouse by pyspacemouse: its cap moves the hand, its first button closes the
     fingers, the second opens them.
 
-    It reports only changes and while it is deflected, so a deflection that no report renews for
-    `SILENT_S` is one of a mouse that was unplugged: then `DeviceError`, not motion without end.
+    It reports all the time while it is deflected, so a deflection that no report has renewed for
+    `SILENT_S` counts as let go: of a mouse that hangs the last one would stay for ever.
     """
 
     name = "spacemouse"
@@ -139,7 +139,7 @@ class SpaceMouse:
         library = self._library()
         try:
             self._mouse = library.open(axis_convention="ros")
-        except Exception as error:  # noqa: BLE001 - easyhid's own has no base but Exception
+        except Exception as error:  # easyhid's own has no other base
             hint = INSTALL_HINT if "HID API" in str(error) else MISSING_HINT
             raise DeviceError(hint.format(error=error)) from error
         self._stamp, self._renewed_s = None, self._clock()
@@ -149,27 +149,27 @@ class SpaceMouse:
             raise DeviceError("the SpaceMouse is not connected: connect() first")
         try:
             state = self._newest()
-        except Exception as error:  # noqa: BLE001 - as above: unplugged
+        except Exception as error:  # as above: unplugged
             raise DeviceError(f"the SpaceMouse is lost: {error}") from error
         linear = self._cap(state.x, state.y, state.z)
         angular = self._cap(state.roll, state.pitch, state.yaw)
         deflected = bool(linear.any() or angular.any())
-        silent_s = self._clock() - self._renewed_s
-        if deflected and silent_s > self.SILENT_S:
-            raise DeviceError(f"the SpaceMouse is deflected and silent for {silent_s:.2f} s: lost?")
         buttons = [*state.buttons, 0, 0]
         gripper_m_s = self._fingers(bool(buttons[0]), bool(buttons[1]))
+        if deflected and self._clock() - self._renewed_s > self.SILENT_S:
+            return None
         if not (deflected or gripper_m_s):
             return None
         return Twist(self._speeds[0] * linear, self._speeds[1] * angular, gripper_m_s)
 
     def _newest(self) -> Any:
         """Read all reports that wait: each is of the translation, the rotation or the buttons."""
+        state = self._mouse.read()
         for _ in range(self.MOST_REPORTS):
-            state = self._mouse.read()
             if state.t == self._stamp:
-                return state
+                break
             self._stamp, self._renewed_s = state.t, self._clock()
+            state = self._mouse.read()
         return state
 
     def _cap(self, *values: float) -> Float[np.ndarray, " 3"]:

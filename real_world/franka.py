@@ -23,6 +23,7 @@ INSTALL_HINT = (
 )
 FROZEN_S = 0.05  # without a step of the robot's clock, which runs at 1 kHz, the link is lost
 STOP_S = 2.0
+GUIDED_DAMPING_NMS_RAD = 1.0  # so that an arm that is let go comes to rest
 GRIPPER_MAX_M = 0.08
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Franka:
         self._tracker: Any = None
         self._gripper: GripperThread | None = None
         self._lock = threading.Lock()  # between `send` and `stop`: no target after a stop
-        self._stopped = "not connected"
+        self._stopped, self._guided = "not connected", False
 
     def connect(self) -> None:
         franky = self._franky = load_library()
@@ -107,7 +108,7 @@ class Franka:
             raise RobotError(
                 f"no arm takes targets at {self.host}: {error}. {_advice(error)}"
             ) from error
-        self._stopped = ""
+        self._stopped, self._guided = "", False
 
     def read(self) -> RobotState:
         now = time.monotonic()
@@ -146,11 +147,33 @@ class Franka:
             if state.mode != "ready":
                 raise RobotError(f"the arm takes no targets: {state.mode}, {state.message}")
             q = np.array(command.q_rad, float)
-            self._tracker.set_target(q)
+            if not self._guided:
+                self._tracker.set_target(q)
         width = float(np.clip(command.gripper_m, 0.0, GRIPPER_MAX_M))
         if self._gripper:
             self._gripper.move(width)
         return Command(q, width)
+
+    def guide(self, on: bool) -> None:
+        """Springs off: the arm can be led by hand, targets have no force. Off: it holds where it is.
+
+        Collision thresholds count the hand's force too; they are set when connecting. Raises
+        RobotError when the arm takes no targets.
+        """
+        with self._lock:
+            if self._stopped:
+                raise RobotError(f"the arm cannot be led by hand ({self._stopped}): call connect()")
+            self._set_springs(not on)
+
+    def _set_springs(self, on: bool) -> None:
+        """They start from where the arm is."""
+        self._tracker.set_target(np.array(self._robot.state.q, float))
+        if on:
+            self._tracker.set_gains(stiffness=self._stiffness, damping=self._franky.CRITICAL)
+        else:
+            damping = np.full(ARM_JOINTS, GUIDED_DAMPING_NMS_RAD)
+            self._tracker.set_gains(stiffness=np.zeros(ARM_JOINTS), damping=damping)
+        self._guided = not on
 
     def stop(self, reason: str) -> None:
         with self._lock:
@@ -158,6 +181,8 @@ class Franka:
                 return
             self._stopped = f"stopped: {reason}"
             try:  # rest first, on the spot: the spring's end goes to where the arm is
+                if self._guided:
+                    self._set_springs(True)
                 self._tracker.set_target(np.array(self._robot.state.q, float))
             except (RuntimeError, ValueError) as error:
                 log.warning("holding the arm after %r failed: %s", reason, error)

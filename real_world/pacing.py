@@ -1,5 +1,6 @@
 """Time: clocks, ticks at a fixed rate, and how long everything took."""
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,6 +11,17 @@ from typing import Protocol
 import numpy as np
 
 KEPT = 100_000  # newest durations of a stage that percentiles are made of: an hour at 30 Hz
+
+
+@contextmanager
+def no_pauses() -> Iterator[None]:
+    """Python's garbage is collected before, and not while: that can take longer than a tick."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Clock(Protocol):

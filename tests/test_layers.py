@@ -38,6 +38,8 @@ PINNED = {
         "tests/",
     ),
     "franky": ("real_world/franka.py", "real_world/franka_twin.py", "tests/"),
+    "pyspacemouse": ("real_world/devices.py",),
+    "evdev": ("real_world/keys_evdev.py",),
     "rerun": ("real_world/live.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "transformers": ("pretraining/train_mae.py", "tests/"),

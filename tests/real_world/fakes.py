@@ -87,3 +87,23 @@ class Steady:
         if step in self.at:
             return self.at[step]
         return torch.full((1, self.horizon, FRANKA.num_actions), float(self.action))
+
+
+class Typist:
+    """Keys as a script has them: `held(step)` and `typed(step)` of the control step, which is counted
+    by how often a device looks at the key "up". Enter is typed all the time."""
+
+    def __init__(self, held=lambda step: (), typed=lambda step: ()):
+        self._held, self._typed, self.step, self.stop = held, typed, 0, ""
+
+    def pressed(self):
+        return ["enter", *self._typed(self.step)]
+
+    def held(self, key):
+        self.step += key == "up"
+        return key in self._held(self.step)
+
+    def stop_asked(self):
+        return self.stop
+
+    def close(self): ...

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,4 +102,29 @@ def test_a_dead_robot_shows_within_a_tenth_of_a_second_of_its_last_state():
         with pytest.raises(RobotError, match="lost"):
             arm.send(Command(lost.q_rad, 0.02))
         arm.stop("lost")
+        arm.close()
+
+
+def test_led_by_hand_it_follows_the_hand_and_a_stop_makes_it_hold(twin, monkeypatch):
+    import franky
+
+    push = partial(franky.JointImpedanceTracker, constant_torque_offset=1.5 * np.eye(7)[0])
+    monkeypatch.setattr(franky, "JointImpedanceTracker", push)  # a hand at the first joint
+    arm = Franka(twin.host, realtime="ignore")
+    arm.connect()
+    try:
+        time.sleep(0.5)
+        held = arm.read().q_rad
+        arm.guide(True)
+        arm.send(Command(held - 0.5, 0.04))  # has no force
+        wait_until(lambda: arm.read().q_rad[0] > held[0] + 0.15)
+        assert np.abs(arm.read().q_rad - held)[1:].max() < 0.02
+        arm.stop("space bar")
+        time.sleep(0.8)
+        stopped = arm.read().q_rad[0]
+        time.sleep(0.5)
+        assert abs(arm.read().q_rad[0] - stopped) < 0.02
+        with pytest.raises(RobotError, match="space bar"):
+            arm.guide(True)
+    finally:
         arm.close()

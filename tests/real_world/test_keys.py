@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from real_world import keys
-from real_world.keys import EvdevKeys, KeyLog, KeysError, TerminalKeys, open_keys, parse_keys
+from real_world.keys import KeyLog, KeysError, TerminalKeys, open_keys, parse_keys
+from real_world.keys_evdev import EvdevKeys
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""The command that records: by the expert, by keys, stopped, and gone on with."""
+
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from policies.demonstrations import DemonstrationFile
+from real_world import record_demos
+from real_world.contracts import RobotError
+from real_world.kinematics import hand_position
+from real_world.record_demos import RecordConfig, main, run
+from tests.real_world.fakes import Typist
+
+
+def files(folder):
+    demos = []
+    for path in sorted(folder.glob("episode_*.hdf5")):
+        with DemonstrationFile(path) as file:
+            demos.append((file.read("demo_0"), file.about))
+    return demos
+
+
+def by_hand(monkeypatch, typist, out, **options):
+    """A person's session on the virtual clock."""
+    monkeypatch.setattr(record_demos, "open_keys", lambda kind, on_stop, stop: typist)
+    config = RecordConfig(paced=False, out=out, start="key", **options)
+    config.device = "keyboard"  # refused where time is not real: the typist needs none
+    return run(config)
+
+
+def test_the_expert_records_and_the_same_command_goes_on(tmp_path, capsys):
+    main(["paced=false", "n=1", f"out={tmp_path}", "keys=none"])
+    assert "1 demonstrations of 1; 1 episodes, success 100.0%" in capsys.readouterr().out
+    main(["paced=false", "n=2", f"out={tmp_path}", "keys=none"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["kept"], report["episodes"], report["success_rate"]) == (2, 2, 1.0)
+    (one, about), (two, _) = files(tmp_path)
+    assert about["options"] == {"env": "franka_pick", "control_rate_hz": 30, "image_size": 128,
+                                "cameras": ["wrist"]}  # fmt: skip
+    assert about["robot"] == "franka" and about["action_space"] == record_demos.ACTION_SPACE
+    assert one.success and one.facts["attempt"] == 0 and two.facts["attempt"] == 1
+    assert (one.images["wrist"][0] != two.images["wrist"][0]).any()  # another scene
+    # what was really sent stands beside what was wanted
+    assert np.allclose(one.columns["q_sent_rad"], one.columns["q_wanted_rad"], atol=1e-6)
+    with pytest.raises(SystemExit, match="rate_hz|another out="):
+        main(["paced=false", "n=3", "rate_hz=20", f"out={tmp_path}", "keys=none"])
+
+
+def test_a_person_moves_the_hand_and_says_success(monkeypatch, tmp_path):
+    typist = Typist(
+        held=lambda step: ["up"] if step <= 30 else [],
+        typed=lambda step: "s" if step == 40 else "",
+    )
+    report, ended = by_hand(monkeypatch, typist, tmp_path, n=1)
+    assert (ended, report["kept"]) == ("", 1)
+    ((demo, _),) = files(tmp_path)
+    assert demo.success and demo.facts["end_reason"] == "success"
+    q = demo.columns["q_sent_rad"][:, :7]
+    moved = hand_position(q[-1]) - hand_position(q[0])
+    assert moved[0] == pytest.approx(0.1 * 29 / 30, abs=0.01) and abs(moved[1:]).max() < 0.02
+    assert np.ptp(q[34:], axis=0).max() < 0.01  # let go, it holds
+
+
+def test_failures_and_what_is_discarded_are_not_kept(monkeypatch, tmp_path):
+    said = iter(["d", "f", "s"])
+    typist = Typist(typed=lambda step: next(said) if step % 10 == 9 else "")
+    typed = typist.pressed
+
+    def once():  # a letter, once a hundred steps
+        keys = typed()
+        typist.step += keys[1:] != []
+        return keys
+
+    monkeypatch.setattr(typist, "pressed", once)
+    report, ended = by_hand(monkeypatch, typist, tmp_path, n=1, hold_seconds=0.1)
+    rows = record_demos.read_attempts(tmp_path / "attempts.jsonl")
+    assert [row["success"] for row in rows] == [None, False, True], ended
+    assert [row["end_reason"] for row in rows] == ["discarded", "failure", "success"]
+    assert [bool(row["file"]) for row in rows] == [False, False, True]
+    assert len(files(tmp_path)) == 1 and (report["episodes"], report["kept"]) == (2, 1)
+
+
+def test_the_stop_key_ends_it_and_the_episode_is_on_disk(monkeypatch, tmp_path):
+    typist = Typist(held=lambda step: ["up"])
+
+    def stops(step):
+        typist.stop = "the space key" if step > 20 else ""
+        return ""
+
+    typist._typed = stops
+    report, ended = by_hand(monkeypatch, typist, tmp_path, n=1)
+    assert ended == "stopped: the space key" and report["kept"] == 0
+    ((demo, _),) = files(tmp_path)
+    assert not demo.success and demo.facts["end_reason"] == ended and len(demo) >= 20
+
+
+def test_quit_before_the_start(monkeypatch, tmp_path):
+    typist = Typist()
+    monkeypatch.setattr(typist, "pressed", lambda: ["q"])
+    report, ended = by_hand(monkeypatch, typist, tmp_path, n=1)
+    assert (report["episodes"], ended, files(tmp_path)) == (0, "", [])
+
+
+def test_an_arm_that_is_not_at_home_is_not_started(monkeypatch, tmp_path):
+    monkeypatch.setattr(record_demos, "go_to", lambda *args, **options: 0.0)
+    monkeypatch.setattr(record_demos, "NEAR_RAD", 1e-4)
+    config = RecordConfig(paced=False, out=tmp_path, keys="none", home_rad=(0.0,) * 7)
+    config.robot = "franky-sim"  # whose reset does not put the arm anywhere
+
+    def opened(*args):
+        config.robot = "sim"
+        cell = open_cell(*args)
+        config.robot = "franky-sim"
+        return cell
+
+    open_cell = record_demos.open_cell
+    monkeypatch.setattr(record_demos, "open_cell", opened)
+    with pytest.raises(RobotError, match="rad from home: not started"):
+        run(config)
+
+
+def test_sigterm_ends_it_with_the_terminal_and_the_folder_free(tmp_path):
+    threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    config = RecordConfig(out=tmp_path, n=50, keys="none")
+    _, ended = run(config)
+    assert ended == "stopped: signal"
+    assert [demo.facts["end_reason"] for demo, _ in files(tmp_path)][-1] == ended
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("device=keyboard paced=false", "real time"),
+        ("device=keyboard keys=none", "needs keys"),
+        ("device=spacemouse start=auto keys=none", "pyspacemouse|SpaceMouse"),
+        ("device=kinesthetic start=auto keys=none", "cannot be led by hand"),
+        ("home_rad=1,2", "7 numbers"),
+        ("env=franka_pik", "franka_pick"),
+        ("n=0", "n=0"),
+        ("device=expert robot=franka host=h box_m=0,0,0,1,1,1 camera=realsense", "whole scene"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, word, told):
+    with pytest.raises(SystemExit, match=told):
+        main([*word.split(), f"out={tmp_path}"])
