@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.spec import CONTROL_RATE_HZ, FRANKA, STATES
-from policies.bc_policy import measured
 from real_world.contracts import ARM_JOINTS, RobotError
 from real_world.devices import Device, Fingers
 from real_world.guard import Guard
@@ -23,6 +22,14 @@ from real_world.sim import SimWorld
 
 LEAD_RAD = 0.3  # of the targets before the measured joints: an arm that is held pushes no harder
 HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
+
+
+def joints_of(obs: Mapping[str, Tensor]) -> Float[np.ndarray, " 7"]:
+    """The measured joints, rad, out of an observation of one world (not that of `policies.bc_policy`:
+    who only records needs no robomimic)."""
+    scaled = obs[STATES][0, :ARM_JOINTS].double().numpy()
+    lower, upper = (np.array(row[:ARM_JOINTS]) for row in (FRANKA.lower, FRANKA.upper))
+    return lower + (scaled + 1) / 2 * (upper - lower)
 
 
 class _Operator:
@@ -78,7 +85,7 @@ class Teleoperator(_Operator):
         if twist.linear_m_s.any() or twist.angular_rad_s.any():
             limits, is_rad = (
                 self._robot.limits,
-                measured(obs[STATES][0], FRANKA)[:ARM_JOINTS].double().numpy(),
+                joints_of(obs),
             )
             lower = np.array(limits.lower_rad) + limits.margin_rad
             upper = np.array(limits.upper_rad) - limits.margin_rad
@@ -148,10 +155,7 @@ class HandGuide(_Operator):
             self._guiding.guide(False)
 
     def plan(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "1 1 A"]:
-        change = (
-            measured(obs[STATES][0], FRANKA)[:ARM_JOINTS].double().numpy()
-            - self._robot.target.q_rad
-        )
+        change = joints_of(obs) - self._robot.target.q_rad
         gripper_m_s = self._fingers(self._keys.held("c"), self._keys.held("v"))
         return self._plan(change, gripper_m_s * self.period_s)
 

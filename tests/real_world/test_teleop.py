@@ -23,7 +23,7 @@ from real_world.kinematics import hand_jacobian, hand_position
 from real_world.limits import Limits
 from real_world.loop import EpisodeLoop, LoopOptions, observation
 from real_world.pacing import VirtualClock
-from real_world.teleop import LEAD_RAD, HandGuide, Teleoperator, guiding
+from real_world.teleop import LEAD_RAD, HandGuide, Teleoperator, guiding, joints_of
 from tests.real_world.fakes import HOME, Arm, Eye, Typist
 
 BOX = ((-2.0, -2.0, -2.0), (2.0, 2.0, 2.0))
@@ -160,6 +160,12 @@ def test_led_by_hand_the_actions_are_the_arms_own_motion():
     speed = actions * FRANKA.action_step[0] * 60
     assert np.allclose(speed, 0.3 * np.cos(times - 0.5 / HZ), atol=0.01)  # of the step before
     assert rows[-1]["q_sent_rad"][7] < 0.07 - 0.05  # the fingers close
+
+
+def test_the_measured_joints_come_out_of_an_observation():
+    robot = guard(Arm(VirtualClock()))
+    obs = observation([np.zeros((8, 8, 3), np.uint8)], robot.read(), robot.target)
+    assert np.allclose(joints_of(obs), HOME, atol=1e-6)
 
 
 def test_an_arm_that_cannot_be_led_is_refused():
