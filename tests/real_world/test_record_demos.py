@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -123,12 +122,20 @@ def test_an_arm_that_is_not_at_home_is_not_started(monkeypatch, tmp_path):
         run(config)
 
 
-def test_sigterm_ends_it_with_the_terminal_and_the_folder_free(tmp_path):
-    threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    config = RecordConfig(out=tmp_path, n=50, keys="none")
-    _, ended = run(config)
+def test_sigterm_in_an_episode_ends_it_and_keeps_what_was_recorded(monkeypatch, tmp_path):
+    plan, calls = record_demos.SceneExpert.plan, []
+
+    def killed(self, obs):
+        calls.append(obs)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plan(self, obs)
+
+    monkeypatch.setattr(record_demos.SceneExpert, "plan", killed)
+    _, ended = run(RecordConfig(out=tmp_path, n=50, keys="none", paced=False))
     assert ended == "stopped: signal"
-    assert [demo.facts["end_reason"] for demo, _ in files(tmp_path)][-1] == ended
+    ((demo, _),) = files(tmp_path)
+    assert demo.facts["end_reason"] == ended and len(demo) in (20, 21) and not demo.success
 
 
 @pytest.mark.parametrize(
