@@ -154,7 +154,7 @@ KINETICS = [
 STA_METRICS = ("noun_mAP_%", "noun+verb_mAP_%", "noun+ttc_mAP_%", "overall_mAP_%")  # top-5
 STA = [
     Published(
-        task="sta",
+        task="ego4d-sta",
         table="Table 9",
         name=name,
         size=size,

@@ -22,7 +22,7 @@ TEMPLATE = "report_page.html.jinja"
 TITLES = {  # in the paper's order
     "imagenet": "ImageNet-1k",
     "kinetics": "Kinetics-400",
-    "sta": "Ego4D short-term anticipation",
+    "ego4d-sta": "Ego4D short-term anticipation",
     "davis": "DAVIS-2017, semi-supervised",
     "cater": "CATER, snitch localisation",
     "robot": "Robot read-out",

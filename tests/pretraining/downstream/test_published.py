@@ -11,10 +11,10 @@ from toto_robot.backbone import SIZES
 METRICS = {
     "cater": ["top1_%"],
     "davis": ["J&F_%", "J_%", "F_%"],
+    "ego4d-sta": list(STA_METRICS),
     "imagenet": ["top1_%"],
     "kinetics": ["top1_%"],
     "robot": ["success_%"],
-    "sta": list(STA_METRICS),
 }
 ROUNDING = 0.2  # two digits, twice
 READING = 1.1  # off a figure
