@@ -13,7 +13,7 @@ import torch
 
 from pretraining.downstream.common import Metric, write_result
 from pretraining.parallel import choose_device
-from toto_robot.backbone import load_backbone
+from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
 
@@ -43,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
-        backbone = load_backbone(config.backbone, weights=config.weights, all_layers=True)
+        backbone = load_backbone(
+            config.backbone,
+            weights=config.weights,
+            timm_name=config.timm_name,
+            all_layers=True,
+        )
+        if not isinstance(backbone, FrozenBackbone):
+            raise ValueError(f"backbone={config.backbone} has no features until it is trained")
         backbone = backbone.to(choose_device(config.device))
         result = module.evaluate(config, backbone)
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -20,6 +20,7 @@ class EvaluateConfig:
 
     backbone: str = "toto-tiny"  # as in load_backbone
     weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
+    timm_name: str | None = field(default=None, metadata={"alias": "backbone.timm_name"})
     data: Path  # the data set's folder as it is distributed
     out: Path = Path("outputs/evaluate")
     label: str | None = None  # of the row; None: the backbone's name
@@ -29,7 +30,8 @@ class EvaluateConfig:
 
     def folder(self, task: str) -> Path:
         """Where the row goes."""
-        name = self.label or self.backbone + ("-random" if self.weights == "random" else "")
+        own = self.timm_name or self.backbone
+        name = self.label or own + ("-random" if self.weights == "random" else "")
         return self.out / task / name
 
 

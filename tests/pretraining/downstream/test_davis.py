@@ -179,5 +179,10 @@ def test_options_are_checked(data: Path, tmp_path: Path) -> None:
         options = [*OPTIONS, word] if "resolution" not in word else ["task=davis", word]
         with pytest.raises(SystemExit, match=message):
             evaluate.main([*options, f"data={data}", f"out={tmp_path}"])
+    for name, message in (("cnn", "no features until"), ("timm", "timm_name goes with")):
+        with pytest.raises(SystemExit, match=message):
+            evaluate.main(["task=davis", f"backbone={name}", f"data={data}"])
+    named = davis.Config(data=data, backbone="timm", timm_name="vit_x", weights="random")
+    assert named.folder("davis").name == "vit_x-random"
     with pytest.raises(SystemExit, match=r"mae-tiny has learned positions for 128 px"):
         evaluate.main(["task=davis", "backbone=mae-tiny", "resolution=256", f"data={data}"])
