@@ -69,6 +69,7 @@ class Config(EvaluateConfig):
     layers: tuple[int, ...] = ()  # (): five evenly spaced ones
     channels: int = 256
     hidden: int = 1024  # width of a box's vector
+    proposals: int = 1000  # per frame; twice as many in training
     score_threshold: float = 0.05
     epochs: float = 20
     batch_size: int = 14
@@ -191,6 +192,7 @@ def make_model(
         len(train.verbs),
         config.channels,
         config.hidden,
+        proposals=config.proposals,
         score_threshold=config.score_threshold,
     )
     detector = Detector(backbone.num_features, backbone.tokens_per_side, sizes)

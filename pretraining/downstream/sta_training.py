@@ -1,5 +1,6 @@
 """Training and running the anticipation detector: batches, flips, towers of states, checkpoints."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +171,7 @@ class Recipe:
         warm = min(self.warmup, self.steps // 10)
         if step < warm:
             return (step + 1) / warm
-        return 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, self.steps - warm)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
 
 
 def make_optimizer(model: Anticipator, recipe: Recipe) -> torch.optim.Optimizer:

@@ -58,7 +58,7 @@ def write_tiny(root: Path, videos: int = 8, frames: tuple[int, ...] = (12, 30)) 
         (root / folder).mkdir(parents=True)
     for number in range(videos):
         part = ("train", "val", "train", "test_unannotated")[number // 2 % 4]
-        noun, verb = NOUNS[number % 2]["id"], VERBS[number // 2 % 2]["id"]
+        noun, verb = NOUNS[number % 2]["id"], VERBS[(number // 2 + number // 4) % 2]["id"]
         top = int(random.integers(0, HEIGHT - 45))
         pictures = [draw(noun, verb, top, frame) for frame in range(FRAMES)]
         write_video(root / "full_scale" / f"video-{number}.mp4", pictures)
