@@ -42,6 +42,12 @@ PINNED = {
     "evdev": ("real_world/keys_evdev.py",),
     "rerun": ("real_world/live.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
+    "torchvision": (
+        "pretraining/downstream/sta_detector.py",
+        "policies/torchvision_stub.py",
+        "toto_robot/backbone/torchvision_ops.py",
+    ),
+    "lmdb": ("pretraining/downstream/sta_data.py", "tests/"),
     "transformers": ("pretraining/train_mae.py", "tests/"),
     "rliable": ("toto_robot/report_curves.py",),
     "jinja2": (

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 INSTALL = (
-    "pip install torchvision==0.28.0 fits torch 2.13 (each torchvision names its torch); of the "
-    "same build as torch its operators are compiled: --index-url <where torch came from>"
+    "Each torchvision goes with one torch (0.26 with 2.11, … 0.29 with 2.14): pip install "
+    "torchvision==0.28.0 beside torch 2.13, with --index-url <where torch came from> if it did not "
+    "come from PyPI"
 )
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

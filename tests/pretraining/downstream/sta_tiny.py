@@ -41,7 +41,9 @@ def annotation(uid: str, number: int, frame: int, objects: list[dict] | None) ->
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "10", "g": "8"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(FPS), options={"crf": "10", "g": "8"}
+        )
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for picture in pictures:
