@@ -51,7 +51,8 @@ class Result:
 
     Attributes:
         metrics: the first is the one that rows are compared by.
-        layers: the same metrics of every layer, 0 (embeddings) to the last; empty without layers.
+        layers: the same metrics of every layer, 0 (embeddings) to the last, or of those that
+            `extra["layer_numbers"]` names; empty without layers.
         best_layer: the one that `metrics` are of.
         files: plots and films, relative to the row's folder.
         skipped: files that could not be used, and why.
@@ -85,6 +86,7 @@ def write_result(
         "backbone": backbone.name if backbone else None,
         "weights_hash": backbone.weights_hash if backbone else None,
         "untrained": backbone.untrained if backbone else False,
+        "blocks": backbone.num_layers if backbone else None,
         "command": ["python", "-m", "pretraining.evaluate", *words],
         "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
     }

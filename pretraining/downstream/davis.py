@@ -204,7 +204,7 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     return Result(
         task=TASK,
         metrics=metrics[at],
-        layers=metrics if len(layers) == 1 + backbone.trunk.config.layers else [],
+        layers=metrics,
         best_layer=layers[at],
         files=[
             write_film_of(sequence, best, folder, scores[at])
@@ -214,11 +214,12 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
         notes=notes_of(layers, len(sequences)),
         extra={
             **rows_of(scores[at]),
+            "preset": config.preset,
             "masks": str(best.relative_to(folder)),
             "rules": asdict(rules),
             "resolution_px": backbone.resolution,
             "tokens_per_side": backbone.tokens_per_side,
-            "by_layer": {str(n): asdict(m["J&F_%"]) for n, m in zip(layers, metrics, strict=True)},
+            "layer_numbers": layers,
         },
     )
 

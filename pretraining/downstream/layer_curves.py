@@ -41,7 +41,7 @@ def draw_layers(
 
 def _draw_row(axis: Any, row: Row, metric: str, colour: str) -> None:
     found = [layer[metric] for layer in row.layers]
-    depth = [i / (len(found) - 1) for i in range(len(found))]
+    depth = [number / max(1, row.depth or 1) for number in row.layer_numbers]
     label = row.label + (" (untrained)" if row.untrained else "")
     axis.plot(depth, [m.value for m in found], color=colour, marker=".", label=label)
     if all(m.low is not None for m in found):

@@ -21,6 +21,22 @@ class Row(Result):
     untrained: bool
     command: list[str]
     config: dict[str, str]
+    blocks: int | None = None  # of the whole model
+
+    @property
+    def layer_numbers(self) -> list[int]:
+        """Of `layers`; 0 is the embeddings."""
+        return self.extra.get("layer_numbers") or list(range(len(self.layers)))
+
+    @property
+    def depth(self) -> int | None:
+        """Number of the last block; where the file does not say, the last that was measured."""
+        return self.blocks or max(self.layer_numbers, default=None)
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """Single values in `extra`, such as frames and resolution."""
+        return {name: v for name, v in self.extra.items() if isinstance(v, str | int | float)}
 
     @property
     def command_line(self) -> str:
@@ -49,6 +65,8 @@ def read_row(path: Path) -> Row:
         raise ValueError(f"{path} is no result: {type(error).__name__}: {error}") from error
     if not row.metrics:
         raise ValueError(f"{path} has no metric")
+    if len(row.layer_numbers) != len(row.layers):
+        raise ValueError(f"{path}: {len(row.layers)} layers, numbered {row.layer_numbers}")
     return row
 
 

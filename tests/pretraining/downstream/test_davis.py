@@ -90,7 +90,7 @@ def test_training_shows(data: Path, tmp_path: Path) -> None:
             data=data, out=tmp_path, preset="dino", resolution=128, layers=(5,), films=0
         )
         result = davis.evaluate(config, backbone)
-        assert result.best_layer == 5 and not result.layers
+        assert result.best_layer == 5 and result.extra["layer_numbers"] == [5]
         values.append(result.metrics["J&F_%"].value)
     assert values[0] > values[1] + 10
 

@@ -8,7 +8,7 @@ import pytest
 
 from pretraining import evaluate_report
 from pretraining.downstream.common import EvaluateConfig, Metric, Result, write_result
-from pretraining.downstream.rows import find_rows
+from pretraining.downstream.rows import find_rows, read_row
 
 pytest.importorskip("jinja2", reason="not installed: pip install -e '.[report]'")
 
@@ -80,7 +80,9 @@ def results(tmp_path: Path) -> Path:
         extra={"sequences": [{"sequence": "goat", "J_%": 12.5}], "rules": {"top_k": 5}},
     )
     write_row(out, "imagenet", "digits", 99.0)
-    write_row(out, "my_task", "other", 50.0)
+    some = {"layer_numbers": [2, 4], "frames": 16, "pooling": "mean"}
+    path = write_row(out, "my_task", "other", 50.0, depth=1, extra=some)
+    path.write_text(path.read_text().replace('"blocks": null', '"blocks": 8'))
     return out
 
 
@@ -94,6 +96,7 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     for table in page.tables:
         assert len({len(row) for row in table}) == 1  # every row has a cell for every column
     imagenet, davis, sequences, other = page.tables  # in the paper's order, then the rest
+    assert other[1][2] == "0 of 8" and "frames 16, pooling mean" in page.text
     assert davis[0] == ["row", "of", "layer", "J&F %", "J %", "F %", "n"]
     assert davis[1][0].startswith("better <b> measured")  # the best is first
     assert davis[1][2:4] == ["6 of 12", "45.0 [43.0, 47.0]"] and davis[1][-1] == "61"
@@ -114,7 +117,7 @@ def test_tables(results: Path, tmp_path: Path) -> None:
 def test_what_the_page_shows_is_there(results: Path, tmp_path: Path) -> None:
     page = make(results, tmp_path / "page")
     files = [link for link in page.links if not link.startswith("#")]
-    assert len(files) == 3  # a film, and the curves of one task for light and for dark pages
+    assert len(files) == 5  # a film, and the curves of two tasks for light and for dark pages
     assert all((tmp_path / "page" / unquote(link)).is_file() for link in files)
     assert "http" not in "".join(page.links)
     assert "films/gone.mp4 is not there" in page.text
@@ -151,5 +154,9 @@ def test_damaged_rows_are_named(results: Path, tmp_path: Path) -> None:
     empty.write_text("{}")
     with pytest.raises(SystemExit, match="KeyError"):
         evaluate_report.main([f"results={tmp_path / 'empty'}", f"out={tmp_path / 'page'}"])
+    other = results / "my_task" / "other" / "result.json"
+    other.write_text(other.read_text().replace('"layer_numbers": [', '"layer_numbers": [7, '))
+    with pytest.raises(ValueError, match=r"2 layers, numbered \[7, 2, 4\]"):
+        read_row(other)
     with pytest.raises(SystemExit, match="pretraining.evaluate out="):
         evaluate_report.main([f"results={tmp_path / 'nothing'}", f"out={tmp_path / 'page'}"])
