@@ -20,6 +20,7 @@ from toto_robot.cli import parse
 TASKS: dict[str, str] = {  # name -> module, imported when asked for
     "davis": "pretraining.downstream.davis",
     "ego4d-sta": "pretraining.downstream.ego4d_sta",
+    "imagenet": "pretraining.downstream.imagenet",
 }
 
 

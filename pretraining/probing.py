@@ -18,6 +18,7 @@ from toto_robot.backbone import AttentionPool
 
 RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALIDATION_SHARE = 0.1
+Z = 1.96  # standard normal quantile of 95 % intervals
 Loss = Callable[[Tensor, Tensor], Tensor]  # of what a network makes of x, and y
 
 
@@ -29,6 +30,13 @@ class Split:
     train_y: Float[Tensor, "N K"] | Int[Tensor, " N"]
     test_x: Tensor
     test_y: Float[Tensor, "M K"] | Int[Tensor, " M"]
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` trials."""
+    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5 / (1 + Z**2 / count)
+    return centre - half, centre + half
 
 
 def r_squared(predicted: Float[Tensor, "M K"], target: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
@@ -180,6 +188,31 @@ class MeanHead(nn.Module):
         return self.out(self.norm(tokens.mean(dim=1)))
 
 
+class LinearHead(nn.Module):
+    """Average pooling and one linear layer: the linear probe of Table 14, nothing learned beside it.
+
+    Features are brought to mean 0 and variance 1 by constants of the training rows, a linear map too,
+    so that one learning rate suits every layer (`standardise`).
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.out = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.out.weight)
+
+    def standardise(self, tokens: Float[Tensor, "B N D"]) -> None:
+        pooled = tokens.mean(dim=1)
+        self.mean.copy_(pooled.mean(0))
+        self.scale.copy_(1 / (pooled.std(0) + 1e-6))
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B C"]:
+        return self.out((tokens.mean(dim=1) - self.mean) * self.scale)
+
+
 class AttentiveHead(nn.Module):
     """Attention pooling and a linear classifier (paper, section 3.5).
 
@@ -208,10 +241,12 @@ class AttentiveHead(nn.Module):
         return self.out(z_BH1K.flatten(1))
 
 
-HEADS: dict[str, type[MeanHead] | type[AttentiveHead]] = {
+HEADS: dict[str, type[nn.Module]] = {
     "mean": MeanHead,
     "attention": AttentiveHead,
+    "linear": LinearHead,
 }
+MEASURED = 2048  # rows whose mean and variance a LinearHead takes
 CLASS_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peaks, for features of unit variance
 
 
@@ -225,25 +260,33 @@ def fit_classes(
     epochs: int,
     seed: int = 0,
     batch_size: int = 32,
+    rates: Sequence[float] = CLASS_RATES,
+    head: Callable[[int, int], nn.Module] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, "M C"], float]:
     """A classifier on frozen token features; held-out logits and the rate that was chosen.
 
     Args:
         split: its targets are classes 0, 1, …, int64 [N]; rows in random order, as the last tenth
-            chooses between `CLASS_RATES` and epochs (by its cross-entropy).
-        pooling: "mean" or "attention".
+            chooses between `rates` and epochs (by its cross-entropy).
+        pooling: one of `HEADS`.
         prepare: rows of x -> features [B, T, D = width] on `device`.
+        head: another one than `pooling` names, of (width, number of classes).
     """
     torch.manual_seed(seed)
-    heads = [HEADS[pooling](width, num_classes).to(device) for _ in CLASS_RATES]
+    heads = [(head or HEADS[pooling])(width, num_classes).to(device) for _ in rates]
+    if isinstance(heads[0], LinearHead):
+        sample = torch.cat([prepare(x).mean(1, True) for x in split.train_x[:MEASURED].split(256)])
+        for each in heads:
+            assert isinstance(each, LinearHead)
+            each.standardise(sample)
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target.to(logits.device))
 
-    head, best = descend(
+    chosen, best = descend(
         heads,
-        CLASS_RATES,
+        rates,
         split.train_x,
         split.train_y,
         prepare,
@@ -254,7 +297,7 @@ def fit_classes(
         weight_decay=0.05,
         seed=seed,
     )
-    return predict([head], split.test_x, prepare)[0].cpu(), CLASS_RATES[best]
+    return predict([chosen], split.test_x, prepare)[0].cpu(), rates[best]
 
 
 class SmallCNN(nn.Module):

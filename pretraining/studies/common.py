@@ -27,6 +27,7 @@ from pretraining.index import INDEX
 from pretraining.objectives import UNITS, Objective, tokens_per_frame
 from pretraining.parallel import choose_device
 from pretraining.pictures import Bar, plot_bars
+from pretraining.probing import wilson
 from pretraining.shards import MANIFEST
 from pretraining.studies.labelled import classes_of, correct_on_held_out, manifest_of
 from toto_robot.backbone.causal import CausalModel
@@ -35,7 +36,6 @@ from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import write_json
 
 PICTURE_TOKENS = 256  # of the paper's unit of compute
-Z = 1.96  # standard normal quantile of 95 % intervals
 RESAMPLES = 2000
 
 
@@ -204,13 +204,6 @@ def probe(
 
 def layer_of(model: CausalModel, config: TableConfig) -> int:
     return model.config.layers // 2 if config.layer is None else config.layer
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` trials."""
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5 / (1 + Z**2 / count)
-    return centre - half, centre + half
 
 
 def compute_of(row: Row, options: train.Config, config: TableConfig) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
-from toto_robot.backbone.causal import CausalModel
+from toto_robot.backbone.causal import VIDEO_START, CausalModel
 from toto_robot.backbone.images import Frames as FrameEncoder
 from toto_robot.backbone.images import ImageEncoder
 from toto_robot.backbone.int8 import to_int8
@@ -253,14 +253,18 @@ class FrozenBackbone(nn.Module):
         return FeatureStream(self, worlds, context or self.context, cached)
 
     @torch.no_grad()
-    def hidden_states(self, frames: Frames) -> list[Float[Tensor, "B N D"]]:
+    def hidden_states(
+        self, frames: Frames, start: int = VIDEO_START
+    ) -> list[Float[Tensor, "B N D"]]:
         """States at the visual tokens after 0, 1, ... blocks, as many as were loaded.
 
         All of them with `load_backbone(..., all_layers=True)`. N is tokens per frame times T.
+        `start`: the token that a causal model's sequences begin with (IMAGE_START for pictures, of
+        a model that was trained on them).
         """
         codes = self.encode(frames)
         depth = self.trunk.config.layers
-        chunks = [self._states(c, depth) for c in codes.split(self._rows(codes.shape[1]))]
+        chunks = [self._states(c, depth, start) for c in codes.split(self._rows(codes.shape[1]))]
         return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
 
     @torch.no_grad()
@@ -297,12 +301,12 @@ class FrozenBackbone(nn.Module):
         return to_resolution(frames, self.resolution).unflatten(0, videos.shape[:2])
 
     def _states(
-        self, codes: Shaped[Tensor, "B T h w *P"], depth: int
+        self, codes: Shaped[Tensor, "B T h w *P"], depth: int, start: int = VIDEO_START
     ) -> list[Float[Tensor, "B T tokens D"]]:
         """After 0 to `depth` blocks, at the visual tokens."""
         if self.reads_images:
             return [state[:, :, 1:] for state in self._image_states(codes, depth)]
-        tokens = self.trunk.sequence(codes)
+        tokens = self.trunk.sequence(codes, start)
         with self.matmul():
             states = self.trunk.hidden_states(tokens, depth)
         per_frame = (codes.shape[1], self.tokens_per_side**2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.probing import Split, fit_classes
+from pretraining.probing import Split, fit_classes, wilson
 from pretraining.studies import (
     architectures,
     common,
@@ -88,8 +88,8 @@ def test_plain_shapes_are_light_on_dark():
 
 def test_wilson_by_hand():
     """8 of 10: 0.490 to 0.943 (Newcombe 1998's formula)."""
-    assert common.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert common.wilson(0.0, 50)[0] == pytest.approx(0.0, abs=1e-9)
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0.0, 50)[0] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_orders():

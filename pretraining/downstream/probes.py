@@ -1,0 +1,195 @@
+"""Probes of every layer on cached features: fitted side by side, scored with intervals, drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pretraining.downstream.common import EvaluateConfig, Metric, Result
+from pretraining.downstream.features import FeatureOptions, Features
+from pretraining.pictures import Line, Panel, plot_panels
+from pretraining.probing import CLASS_RATES, Split, fit_classes, wilson
+from toto_robot.backbone import FrozenBackbone
+from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
+
+BATCHES, SMALLEST, LARGEST = 40, 32, 1024  # of an epoch; rows of a batch
+
+Peaks = Mapping[str, tuple[int, int]]  # backbone -> published best layer, of so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(EvaluateConfig):
+    """Options of every evaluation that fits probes to cached features."""
+
+    pooling: Literal["attention", "mean", "linear"] = "attention"
+    layers: tuple[int, ...] | None = None  # None: all
+    resolution: int | None = None  # px; None: the backbone's
+    start: Literal["video", "image"] = "video"  # what a causal model's sequences begin with
+    grid: int | None = None  # tokens of a frame averaged down to grid x grid; None: all of them
+    epochs: int = 100  # AIMv2's number; the paper does not give its own
+    rates: tuple[float, ...] = CLASS_RATES  # tried side by side, chosen on a tenth of train
+    batch_size: int | None = None  # None: a fortieth of the rows, 32 to 1024
+    cache: Path = Path("outputs/features")
+    cache_gb: float = 50.0  # of training or validation features; larger ones are refused
+    workers: int = 4  # threads that decode
+
+    def features(self) -> FeatureOptions:
+        """Averages need one token of each frame, the mean of its tokens."""
+        return FeatureOptions(
+            folder=self.cache,
+            layers=self.layers,
+            grid=self.grid if self.pooling == "attention" else 1,
+            start=VIDEO_START if self.start == "video" else IMAGE_START,
+            limit_gb=self.cache_gb,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What a layer's probe says of the test clips.
+
+    Attributes:
+        logits: of the clips that were kept.
+        rate: learning rate that was chosen.
+    """
+
+    layer: int
+    logits: Float[Tensor, "M C"]
+    rate: float
+
+
+def shuffled_rows(kept: np.ndarray, group: int, seed: int) -> np.ndarray:
+    """Rows to train on in random order; the `group` views of a source stay together, so that the
+    tenth that chooses rates has sources of its own."""
+    sources = np.random.default_rng(seed).permutation(len(kept) // group)
+    rows = (sources[:, None] * group + np.arange(group)).ravel()
+    return rows[kept[rows]]
+
+
+def fit_layers(
+    train: Features,
+    train_classes: Int[Tensor, " N"],
+    test: Features,
+    num_classes: int,
+    config: ProbeConfig,
+    *,
+    device: torch.device | str = "cpu",
+    group: int = 1,
+    head: Callable[[int, int], nn.Module] | None = None,
+) -> list[LayerFit]:
+    """Fit a probe at each layer that is there, several learning rates at once.
+
+    Args:
+        train_classes: of all training rows, those that were skipped included.
+        group: training rows that are views of one source, next to each other.
+        head: another probe than `config.pooling` names, of (width, number of classes).
+    """
+    rows = torch.from_numpy(shuffled_rows(train.kept, group, config.seed))
+    test_rows = torch.from_numpy(np.flatnonzero(test.kept))
+    places = torch.cat([rows, -1 - test_rows])  # negative: a row of `test`
+    batch_size = config.batch_size or min(max(len(rows) // BATCHES, SMALLEST), LARGEST)
+    fits = []
+    for layer in tqdm(train.layers, desc="probes", unit="layer"):
+
+        def prepare(places: Tensor, layer: int = layer) -> Float[Tensor, "B N D"]:
+            is_test = bool(places[0] < 0)  # never mixed: test rows are read by themselves
+            found = test.rows(layer, -1 - places) if is_test else train.rows(layer, places)
+            return found.to(device)
+
+        logits, rate = fit_classes(
+            Split(places[: len(rows)], train_classes[rows], places[len(rows) :], test_rows),
+            num_classes,
+            config.pooling,
+            prepare,
+            train.layers[layer].shape[2],
+            epochs=config.epochs,
+            seed=config.seed,
+            batch_size=batch_size,
+            rates=config.rates,
+            head=head,
+            device=device,
+        )
+        fits.append(LayerFit(layer, logits, rate))
+    return fits
+
+
+def accuracies(
+    logits: Float[Tensor, "M C"], classes: Int[Tensor, " M"], ranks: Sequence[int] = (1, 5)
+) -> dict[str, Metric]:
+    """Top-1 and top-5 in percent with Wilson's 95 % intervals; top-k only of more than k classes."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    found = {}
+    for k in ranks:
+        if k < logits.shape[1]:
+            share = (order[:, :k] == classes[:, None]).any(1).float().mean().item()
+            low, high = wilson(share, len(classes))
+            found[f"top{k}_%"] = Metric(100 * share, 100 * low, 100 * high, len(classes))
+    return found
+
+
+def layers_result(
+    task: str,
+    fits: Sequence[LayerFit],
+    classes: Int[Tensor, " M"],
+    config: ProbeConfig,
+    backbone: FrozenBackbone,
+    peaks: Peaks,
+) -> Result:
+    """A row out of the probes, the best layer's numbers first (the paper reports the best layer too),
+    and its plot. `classes`: of the test clips that were kept."""
+    scores = [accuracies(fit.logits, classes) for fit in fits]
+    best = max(range(len(fits)), key=lambda i: scores[i]["top1_%"].value)
+    folder = config.folder(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_layers([fit.layer for fit in fits], scores, backbone, peaks, folder / "layers.png")
+    notes = ["the best layer is chosen on the clips that it is scored on, as in the paper"]
+    if backbone.untrained:
+        notes.insert(0, "untrained weights")
+    return Result(
+        task=task,
+        metrics=scores[best],
+        layers=scores,
+        best_layer=fits[best].layer,
+        files=["layers.png"],
+        notes=notes,
+        extra={
+            "layer_numbers": [fit.layer for fit in fits],
+            "rates": [fit.rate for fit in fits],
+            "pooling": config.pooling,
+            "num_classes": fits[0].logits.shape[1],
+        },
+    )
+
+
+def plot_layers(
+    layers: Sequence[int],
+    scores: Sequence[dict[str, Metric]],
+    backbone: FrozenBackbone,
+    peaks: Peaks,
+    path: Path,
+) -> None:
+    """Top-1 by layer with its interval; published best layers at their share of the depth."""
+    top1 = [score["top1_%"] for score in scores]
+    lines = [Line(label=backbone.name, x=layers, y=[m.value for m in top1], style="o-C0")]
+    for label, ends in (("95 %", [m.low for m in top1]), ("", [m.high for m in top1])):
+        lines.append(Line(label=label, x=layers, y=[e or 0.0 for e in ends], style=":C0"))
+    shown = {backbone.name: peaks[backbone.name]} if backbone.name in peaks else peaks
+    marks = {
+        f"published best: {name}, layer {layer} of {depth}": layer / depth * backbone.num_layers
+        for name, (layer, depth) in shown.items()
+    }
+    panel = Panel(
+        title=f"{backbone.name}: top-1 by layer",
+        x="layer (0: embeddings)",
+        y="top-1, %",
+        lines=lines,
+        marks=marks,
+    )
+    plot_panels([panel], path)
