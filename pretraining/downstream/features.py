@@ -57,7 +57,9 @@ class Features:
     tokens_per_frame: int
     key: str
 
-    def rows(self, layer: int, rows: Tensor | np.ndarray) -> Float[Tensor, "B tokens D"]:
+    def rows(
+        self, layer: int, rows: Tensor | np.ndarray | list[int]
+    ) -> Float[Tensor, "B tokens D"]:
         """float32 of some clips at one layer."""
         return torch.from_numpy(self.layers[layer][np.asarray(rows)]).float()
 
@@ -125,7 +127,7 @@ def encode(
 
     A causal model reads a clip as one sequence, an image encoder frame by frame.
     """
-    states = backbone.hidden_states(frames, start)
+    states = backbone.hidden_states(frames, start, depth=max(layers))
     return {layer: to_grid(states[layer], frames.shape[1], grid) for layer in layers}
 
 

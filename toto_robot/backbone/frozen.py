@@ -254,16 +254,16 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def hidden_states(
-        self, frames: Frames, start: int = VIDEO_START
+        self, frames: Frames, start: int = VIDEO_START, depth: int | None = None
     ) -> list[Float[Tensor, "B N D"]]:
-        """States at the visual tokens after 0, 1, ... blocks, as many as were loaded.
+        """States at the visual tokens after 0, 1, ... blocks, as many as were loaded (or `depth`).
 
         All of them with `load_backbone(..., all_layers=True)`. N is tokens per frame times T.
         `start`: the token that a causal model's sequences begin with (IMAGE_START for pictures, of
         a model that was trained on them).
         """
         codes = self.encode(frames)
-        depth = self.trunk.config.layers
+        depth = self.trunk.config.layers if depth is None else depth
         chunks = [self._states(c, depth, start) for c in codes.split(self._rows(codes.shape[1]))]
         return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
 

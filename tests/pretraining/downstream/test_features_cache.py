@@ -189,7 +189,7 @@ def test_sizes_are_told_and_too_large_ones_refused(tiny, pictures, tmp_path, cap
     options = FeatureOptions(folder=tmp_path / "cache", limit_gb=1e-4)
     with pytest.raises(ValueError, match=r"take 0.000184 GB.*cache_gb=0.0001.*grid=2 fits"):
         cached_features(tiny, clips_of(pictures), options)
-    assert "5 x 9 layers x 16 tokens x 128 = 0.00 GB" in capsys.readouterr().out
+    assert "5 x 9 layers x 16 tokens x 128 = 0.000184 GB in" in capsys.readouterr().out
     assert not (tmp_path / "cache").exists()
     found = cached_features(tiny, clips_of(pictures), replace(options, grid=2))
     assert found.layers[8].shape == (5, 4, 128)

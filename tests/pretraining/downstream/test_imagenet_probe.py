@@ -92,6 +92,7 @@ def test_other_ways_to_probe(plain_set, tmp_path, words):
         assert result["extra"]["layer_numbers"] == [0, 4] and result["extra"]["pictures"] == 40
 
 
+@pytest.mark.slow  # 600 pictures are encoded twice
 def test_attention_finds_the_marked_tile_that_the_mean_dilutes(tmp_path):
     data = make_imagenet(tmp_path / "data", clutter, train=100, validation=50)
     found = {
@@ -106,7 +107,7 @@ def test_attention_finds_the_marked_tile_that_the_mean_dilutes(tmp_path):
         for pooling in ("mean", "attention")
     }
     top1 = {pooling: result["metrics"]["top1_%"] for pooling, result in found.items()}
-    assert top1["attention"]["low"] > top1["mean"]["high"]  # 95 % intervals apart
+    assert top1["attention"]["value"] > top1["mean"]["value"] + 10
 
 
 def test_validation_without_classes_is_refused(tmp_path):
