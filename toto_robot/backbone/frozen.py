@@ -263,8 +263,8 @@ class FrozenBackbone(nn.Module):
         a model that was trained on them).
         """
         codes = self.encode(frames)
-        depth = self.trunk.config.layers if depth is None else depth
-        chunks = [self._states(c, depth, start) for c in codes.split(self._rows(codes.shape[1]))]
+        blocks: int = self.trunk.config.layers if depth is None else depth
+        chunks = [self._states(c, blocks, start) for c in codes.split(self._rows(codes.shape[1]))]
         return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
 
     @torch.no_grad()
