@@ -24,6 +24,7 @@ from pretraining.tokenize_plan import decide_held_out, list_sources
 from pretraining.video import sample_frames
 from toto_robot.backbone.patches import normalised
 from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.torchvision_ops import declare_missing
 from toto_robot.backbone.vit import EPS, VIT_SIZES, ViT, ViTConfig, from_transformers
 from toto_robot.backbone.weights import nearest, save_weights
 from toto_robot.cli import parse
@@ -73,6 +74,7 @@ def lr_at(step: int, config: Config) -> float:
 
 def make_mae(vit: ViTConfig, config: Config) -> Any:
     """transformers' ViTMAEForPreTraining with an encoder of this size."""
+    declare_missing()  # it imports torchvision if there is one
     try:
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
     except ImportError as error:

@@ -16,8 +16,8 @@ bash scripts/install_system.sh ||
 # CPU wheels are 2 GB smaller than PyPI's CUDA wheels (see its "Get started" page for addresses).
 .venv/bin/python -c 'import torch' 2>/dev/null ||
     .venv/bin/pip install -q torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
-# timm reads torchvision, whose operators load only beside torch of the same build.
-if [ -n "${TORCH_INDEX_URL:-}" ] && [[ ",$extras," == *,compare,* ]]; then
+# timm and detection read torchvision, whose operators load only beside torch of the same build.
+if [ -n "${TORCH_INDEX_URL:-}" ] && [[ ",$extras," =~ ,(compare|detect|dev), ]]; then
     .venv/bin/pip install -q torchvision==0.28.0 --index-url "$TORCH_INDEX_URL"
 fi
 .venv/bin/pip install -q -e ".${extras:+[$extras]}"

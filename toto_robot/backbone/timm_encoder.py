@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from toto_robot.backbone.images import ImageEncoder
+from toto_robot.backbone.torchvision_ops import declare_missing
 from toto_robot.backbone.weights import nearest, read_state_dict
 
 # Our short names. timm's own, of any other, by backbone=timm backbone.timm_name=<timm's name>.
@@ -75,6 +76,7 @@ def make_timm(timm_name: str, weights: str | None) -> TimmEncoder:
         OSError: the weights could not be read, or downloaded.
     """
     try:
+        declare_missing()
         import timm  # pyright: ignore[reportMissingImports]
     except (
         ImportError,

@@ -99,6 +99,7 @@ def test_frames_of_a_database(tiny, tmp_path):
     lmdb = pytest.importorskip("lmdb")
     example = read_part(tiny / "v2", "train").examples[0]
     picture = (tiny / "v2" / "object_frames" / "video-0_0000012.jpg").read_bytes()
+    (tmp_path / "lmdb").mkdir()
     with lmdb.open(str(tmp_path / "lmdb" / "video-0")) as env, env.begin(write=True) as values:
         values.put(b"video-0_0000000012", picture)
     (frame,) = Frames("lmdb", tmp_path / "lmdb").read(example, [12])
