@@ -213,6 +213,14 @@ class LinearHead(nn.Module):
         return self.out((tokens.mean(dim=1) - self.mean) * self.scale)
 
 
+def heads_of(width: int, head_width: int) -> int:
+    """Attention heads of about `head_width`; ValueError where they do not divide the width."""
+    heads = max(1, width // head_width)
+    if width % heads:
+        raise ValueError(f"width {width} does not divide into {heads} heads")
+    return heads
+
+
 class AttentiveHead(nn.Module):
     """Attention pooling and a linear classifier (paper, section 3.5).
 
@@ -222,9 +230,7 @@ class AttentiveHead(nn.Module):
 
     def __init__(self, width: int, num_classes: int, head_width: int = 64) -> None:
         super().__init__()
-        self.heads = max(1, width // head_width)
-        if width % self.heads:
-            raise ValueError(f"width {width} does not divide into {self.heads} heads")
+        self.heads = heads_of(width, head_width)
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
@@ -241,10 +247,37 @@ class AttentiveHead(nn.Module):
         return self.out(z_BH1K.flatten(1))
 
 
+class CrossHead(nn.Module):
+    """Cross-attention and an MLP, then a linear classifier (paper, Table 16).
+
+    z = q + attention(q, H); z + MLP(LayerNorm(z)), the MLP four times as wide, with GELU. The paper
+    gives no more than its name; one learned query q, heads of 64 and biases are as in V-JEPA's
+    attentive probe (Bardes et al. 2024), the norm of H as in `AttentiveHead`.
+    """
+
+    def __init__(self, width: int, num_classes: int, head_width: int = 64) -> None:
+        super().__init__()
+        heads = heads_of(width, head_width)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.query = nn.Parameter(0.02 * torch.randn(width))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.out = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B C"]:
+        x_BND = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+        q_B1D = self.query.expand(len(tokens), 1, -1)
+        z_B1D = q_B1D + self.attention(q_B1D, x_BND, x_BND, need_weights=False)[0]
+        return self.out((z_B1D + self.mlp(z_B1D)).squeeze(1))
+
+
 HEADS: dict[str, type[nn.Module]] = {
     "mean": MeanHead,
     "attention": AttentiveHead,
     "linear": LinearHead,
+    "cross": CrossHead,
 }
 MEASURED = 2048  # rows whose mean and variance a LinearHead takes
 CLASS_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peaks, for features of unit variance

@@ -27,7 +27,7 @@ Peaks = Mapping[str, tuple[int, int]]  # backbone -> published best layer, of so
 class ProbeConfig(EvaluateConfig):
     """Options of every evaluation that fits probes to cached features."""
 
-    pooling: Literal["attention", "mean", "linear"] = "attention"
+    pooling: Literal["attention", "cross", "mean", "linear"] = "attention"
     layers: tuple[int, ...] | None = None  # None: all
     resolution: int | None = None  # px; None: the backbone's
     start: Literal["video", "image"] = "video"  # what a causal model's sequences begin with
@@ -44,7 +44,7 @@ class ProbeConfig(EvaluateConfig):
         return FeatureOptions(
             folder=self.cache,
             layers=self.layers,
-            grid=self.grid if self.pooling == "attention" else 1,
+            grid=1 if self.pooling in ("mean", "linear") else self.grid,
             start=VIDEO_START if self.start == "video" else IMAGE_START,
             limit_gb=self.cache_gb,
             workers=self.workers,
