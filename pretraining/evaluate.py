@@ -18,9 +18,11 @@ from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
 
 TASKS: dict[str, str] = {  # name -> module, imported when asked for
+    "cater": "pretraining.downstream.cater",
     "davis": "pretraining.downstream.davis",
     "ego4d-sta": "pretraining.downstream.ego4d_sta",
     "imagenet": "pretraining.downstream.imagenet",
+    "kinetics": "pretraining.downstream.kinetics",
 }
 
 

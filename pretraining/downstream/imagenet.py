@@ -13,7 +13,7 @@ from pretraining.datasets.imagenet import imagenet1k
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Result
 from pretraining.downstream.features import at_resolution, cached_features
-from pretraining.downstream.probes import ProbeConfig, fit_layers, layers_result
+from pretraining.downstream.probes import ProbeConfig, accuracies, fit_layers, layers_result
 from pretraining.sources import Source
 from pretraining.video import crops_of
 from toto_robot.backbone import FrozenBackbone
@@ -78,8 +78,9 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
         device=backbone.device,
         group=config.crops,
     )
-    kept = torch.from_numpy(test_features.kept)
-    result = layers_result(TASK, fits, classes[kept], config, backbone, PEAKS)
+    classes = classes[torch.from_numpy(test_features.kept)]
+    scores = [accuracies(fit.logits, classes) for fit in fits]
+    result = layers_result(TASK, fits, scores, config, backbone, PEAKS)
     result.skipped = train_features.skipped | test_features.skipped
     result.extra |= {"pictures": len(train), "resolution": network.resolution}
     return result

@@ -137,14 +137,13 @@ def accuracies(
 def layers_result(
     task: str,
     fits: Sequence[LayerFit],
-    classes: Int[Tensor, " M"],
+    scores: Sequence[dict[str, Metric]],
     config: ProbeConfig,
     backbone: FrozenBackbone,
     peaks: Peaks,
 ) -> Result:
-    """A row out of the probes, the best layer's numbers first (the paper reports the best layer too),
-    and its plot. `classes`: of the test clips that were kept."""
-    scores = [accuracies(fit.logits, classes) for fit in fits]
+    """A row out of each layer's probe and scores, the best layer's first (the paper reports the best
+    layer too), and its plot."""
     best = max(range(len(fits)), key=lambda i: scores[i]["top1_%"].value)
     folder = config.folder(task)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +154,7 @@ def layers_result(
     return Result(
         task=task,
         metrics=scores[best],
-        layers=scores,
+        layers=list(scores),
         best_layer=fits[best].layer,
         files=["layers.png"],
         notes=notes,
