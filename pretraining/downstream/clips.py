@@ -59,46 +59,62 @@ class Clip:
     view: View = View()
 
 
-def read_clip(clip: Clip, resolution: int) -> UInt8[np.ndarray, "T R R 3"]:
-    """The clip's frames, RGB. Nothing after the last of them is decoded.
+def read_views(
+    source: Source, views: Sequence[View], resolution: int
+) -> list[UInt8[np.ndarray, "T R R 3"]]:
+    """Frames of each view, RGB, in one pass over the file. Nothing after the last is decoded.
 
     Raises:
         CorruptSourceError: with the file's name and the decoder's complaint.
     """
-    count = count_frames(clip.source)
+    count = count_frames(source)
     if not count:
-        next(frames_of(clip.source))  # tells the reason
-        raise CorruptVideoError(f"{clip.source.name} has no frames")
-    places = clip.view.places(count)
-    wanted = set(places)
-    frames = itertools.islice(frames_of(clip.source), max(places) + 1)
+        next(frames_of(source))  # tells the reason
+        raise CorruptVideoError(f"{source.name} has no frames")
+    places = [view.places(count) for view in views]
+    crops: dict[int, set[Crop]] = {}
+    for view, numbers in zip(views, places, strict=True):
+        for number in numbers:
+            crops.setdefault(number, set()).add(view.crop)
     found = {
-        i: to_square(frame, resolution, clip.view.crop)
-        for i, frame in enumerate(frames)
-        if i in wanted
+        (number, crop): to_square(frame, resolution, crop)
+        for number, frame in enumerate(itertools.islice(frames_of(source), max(crops) + 1))
+        for crop in crops.get(number, ())
     }
-    return np.stack([found[place] for place in places])
+    return [
+        np.stack([found[number, view.crop] for number in numbers])
+        for view, numbers in zip(views, places, strict=True)
+    ]
+
+
+def read_clip(clip: Clip, resolution: int) -> UInt8[np.ndarray, "T R R 3"]:
+    """The clip's frames; CorruptSourceError as `read_views`."""
+    return read_views(clip.source, [clip.view], resolution)[0]
 
 
 def read_clips(
     chunks: Sequence[Sequence[Clip]], resolution: int, workers: int
 ) -> Iterator[list[UInt8[np.ndarray, "T R R 3"] | str]]:
-    """Chunk after chunk, decoded by threads ahead of time; of a corrupt clip the reason."""
+    """Chunk after chunk, decoded by threads ahead of time; of a corrupt clip the reason.
 
-    def attempt(clip: Clip) -> np.ndarray | str:
+    Clips of one source that follow each other are read together.
+    """
+
+    def attempt(clips: list[Clip]) -> list[np.ndarray] | list[str]:
         try:
-            return read_clip(clip, resolution)
+            return read_views(clips[0].source, [clip.view for clip in clips], resolution)
         except CorruptSourceError as error:
-            return str(error)
+            return [str(error)] * len(clips)
 
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
         waiting = []
         try:
             for chunk in chunks:
-                waiting.append([pool.submit(attempt, clip) for clip in chunk])
+                sources = itertools.groupby(chunk, key=lambda clip: clip.source)
+                waiting.append([pool.submit(attempt, list(clips)) for _, clips in sources])
                 if len(waiting) > AHEAD:
-                    yield [future.result() for future in waiting.pop(0)]
+                    yield [clip for future in waiting.pop(0) for clip in future.result()]
             for futures in waiting:
-                yield [future.result() for future in futures]
+                yield [clip for future in futures for clip in future.result()]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

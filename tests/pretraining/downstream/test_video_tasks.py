@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from pretraining import evaluate
+from pretraining.datasets.listing import source_of
 from pretraining.downstream import cater
+from pretraining.downstream.clips import Clip, read_clip, read_views
 from pretraining.downstream.videos import (
     Probed,
     VideoConfig,
@@ -153,6 +155,22 @@ def test_views_lie_evenly():
         views_of(whole, 2, 1)
     with pytest.raises(ValueError, match="frames=0"):
         views_of(VideoConfig(data=Path(), frames=0), 1, 1)
+
+
+def test_views_of_a_video_are_read_together(tmp_path):
+    """Frame i is grey 8 i, with a black left and a white right edge."""
+    film = [np.full((32, 96, 3), 8 * i, np.uint8) for i in range(20)]
+    for picture in film:
+        picture[:, :32], picture[:, 64:] = 0, 255
+    path = write_video(tmp_path / "wide.mp4", film)
+    views = views_of(VideoConfig(data=tmp_path, frames=3, stride=4), 2, 3)
+    together = read_views(source_of(path, tmp_path), views, 32)
+    greys = np.array([frames.mean(axis=(1, 2, 3)) for frames in together])
+    assert greys[0].max() < 2 and greys[2].min() > 253
+    assert greys[1] == pytest.approx([0, 32, 64], abs=2)
+    assert greys[4] == pytest.approx([88, 120, 152], abs=2)
+    for view, frames in zip(views, together, strict=True):
+        assert np.array_equal(read_clip(Clip(source_of(path, tmp_path), view), 32), frames)
 
 
 def test_views_are_averaged_after_the_softmax():
