@@ -102,6 +102,6 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     test, missing_test = listed(config.data, "val")
     videos = Videos(train, test, SIDE**2, missing | missing_test)
     probed = probe_videos(videos, config, backbone)
-    result = video_result(TASK, probed, localisation_scores(probed), config, backbone, {})
+    result = video_result(TASK, probed, localisation_scores(probed), config, backbone)
     result.extra |= {"training_videos": len(train)}
     return result

@@ -19,7 +19,6 @@ from pretraining.video import crops_of
 from toto_robot.backbone import FrozenBackbone
 
 TASK = "imagenet"
-PEAKS = {"toto-base": (7, 12), "toto-large": (8, 16), "toto-1b": (11, 22)}  # read off Fig. 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     )
     classes = classes[torch.from_numpy(test_features.kept)]
     scores = [accuracies(fit.logits, classes) for fit in fits]
-    result = layers_result(TASK, fits, scores, config, backbone, PEAKS)
+    result = layers_result(TASK, fits, scores, config, backbone)
     result.skipped = train_features.skipped | test_features.skipped
     result.extra |= {"pictures": len(train), "resolution": network.resolution}
     return result

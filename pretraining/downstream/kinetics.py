@@ -22,7 +22,6 @@ from pretraining.downstream.videos import (
 from toto_robot.backbone import FrozenBackbone
 
 TASK = "kinetics"
-PEAKS = {"toto-base": (7, 12), "toto-large": (9, 16), "toto-1b": (11, 22)}  # read off Fig. 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,6 @@ def labelled_videos(config: Config) -> Videos:
 def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     videos = labelled_videos(config)
     probed = probe_videos(videos, config, backbone)
-    result = video_result(TASK, probed, view_scores(probed), config, backbone, PEAKS)
+    result = video_result(TASK, probed, view_scores(probed), config, backbone)
     result.extra |= {"training_videos": len(videos.train), "split": config.split}
     return result

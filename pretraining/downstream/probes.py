@@ -1,6 +1,6 @@
 """Probes of every layer on cached features: fitted side by side, scored with intervals, drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,13 @@ from tqdm import tqdm
 
 from pretraining.downstream.common import EvaluateConfig, Metric, Result
 from pretraining.downstream.features import FeatureOptions, Features
+from pretraining.downstream.published import PEAKS
 from pretraining.pictures import Line, Panel, plot_panels
 from pretraining.probing import CLASS_RATES, Split, fit_classes, wilson
 from toto_robot.backbone import FrozenBackbone
 from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 
 BATCHES, SMALLEST, LARGEST = 40, 32, 1024  # of an epoch; rows of a batch
-
-Peaks = Mapping[str, tuple[int, int]]  # backbone -> published best layer, of so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +139,13 @@ def layers_result(
     scores: Sequence[dict[str, Metric]],
     config: ProbeConfig,
     backbone: FrozenBackbone,
-    peaks: Peaks,
 ) -> Result:
     """A row out of each layer's probe and scores, the best layer's first (the paper reports the best
     layer too), and its plot."""
     best = max(range(len(fits)), key=lambda i: scores[i]["top1_%"].value)
     folder = config.folder(task)
     folder.mkdir(parents=True, exist_ok=True)
-    plot_layers([fit.layer for fit in fits], scores, backbone, peaks, folder / "layers.png")
+    plot_layers([fit.layer for fit in fits], scores, backbone, task, folder / "layers.png")
     notes = ["the best layer is chosen on the clips that it is scored on, as in the paper"]
     if backbone.untrained:
         notes.insert(0, "untrained weights")
@@ -171,7 +169,7 @@ def plot_layers(
     layers: Sequence[int],
     scores: Sequence[dict[str, Metric]],
     backbone: FrozenBackbone,
-    peaks: Peaks,
+    task: str,
     path: Path,
 ) -> None:
     """Top-1 by layer with its interval; published best layers at their share of the depth."""
@@ -179,10 +177,13 @@ def plot_layers(
     lines = [Line(label=backbone.name, x=layers, y=[m.value for m in top1], style="o-C0")]
     for label, ends in (("95 %", [m.low for m in top1]), ("", [m.high for m in top1])):
         lines.append(Line(label=label, x=layers, y=[e or 0.0 for e in ends], style=":C0"))
-    shown = {backbone.name: peaks[backbone.name]} if backbone.name in peaks else peaks
+    peaks = {peak.name.lower(): peak for peak in PEAKS if peak.task == task}
+    shown = [peaks[backbone.name]] if backbone.name in peaks else peaks.values()
     marks = {
-        f"published best: {name}, layer {layer} of {depth}": layer / depth * backbone.num_layers
-        for name, (layer, depth) in shown.items()
+        f"published best: {peak.name}, layer {peak.layer} of {peak.layers}": peak.layer
+        / peak.layers
+        * backbone.num_layers
+        for peak in shown
     }
     panel = Panel(
         title=f"{backbone.name}: top-1 by layer",

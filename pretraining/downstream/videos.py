@@ -12,7 +12,6 @@ from pretraining.downstream.common import Metric, Result
 from pretraining.downstream.features import at_resolution, cached_features
 from pretraining.downstream.probes import (
     LayerFit,
-    Peaks,
     ProbeConfig,
     accuracies,
     fit_layers,
@@ -162,10 +161,9 @@ def video_result(
     scores: list[dict[str, Metric]],
     config: VideoConfig,
     backbone: FrozenBackbone,
-    peaks: Peaks,
 ) -> Result:
     """A row out of each layer's scores, with what was read of the videos."""
-    result = layers_result(task, probed.fits, scores, config, backbone, peaks)
+    result = layers_result(task, probed.fits, scores, config, backbone)
     result.skipped = probed.skipped
     result.notes.append(
         "probes on frozen features; in the paper the backbone goes on learning to predict the task's "
