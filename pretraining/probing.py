@@ -117,7 +117,7 @@ def descend(
             total.backward()
             optimizer.step()
             schedule.step()
-        for i, predicted in enumerate(predict(networks, x[n_fit:], prepare)):
+        for i, predicted in enumerate(predict(networks, x[n_fit:], prepare, batch_size)):
             found = error(predicted, y[n_fit:]).item()
             if found < best_errors[i]:
                 best_errors[i] = found
@@ -155,13 +155,16 @@ def fit_by_gradient(
 
 @torch.no_grad()
 def predict(
-    networks: Sequence[nn.Module], x: Tensor, prepare: Callable[[Tensor], Tensor]
+    networks: Sequence[nn.Module],
+    x: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    batch_size: int = 512,
 ) -> list[Tensor]:
     """What each network makes of all rows."""
     for network in networks:
         network.eval()
     parts = []
-    for rows in x.split(512):
+    for rows in x.split(batch_size):
         prepared = prepare(rows)
         parts.append([network(prepared) for network in networks])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
@@ -330,7 +333,7 @@ def fit_classes(
         weight_decay=0.05,
         seed=seed,
     )
-    return predict([chosen], split.test_x, prepare)[0].cpu(), rates[best]
+    return predict([chosen], split.test_x, prepare, batch_size)[0].cpu(), rates[best]
 
 
 class SmallCNN(nn.Module):

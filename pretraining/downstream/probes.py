@@ -20,6 +20,7 @@ from toto_robot.backbone import FrozenBackbone
 from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 
 BATCHES, SMALLEST, LARGEST = 40, 32, 1024  # of an epoch; rows of a batch
+BATCH_TOKENS = 2**18  # of a batch: 64 clips of 4,096; 1.1 GB where features are 1,024 wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ProbeConfig(EvaluateConfig):
     grid: int | None = None  # tokens of a frame averaged down to grid x grid; None: all of them
     epochs: int = 100  # AIMv2's number; the paper does not give its own
     rates: tuple[float, ...] = CLASS_RATES  # tried side by side, chosen on a tenth of train
-    batch_size: int | None = None  # None: a fortieth of the rows, 32 to 1024
+    batch_size: int | None = None  # None: a fortieth of the rows, 32 to 1024, of 2^18 tokens
     cache: Path = Path("outputs/features")
     cache_gb: float = 50.0  # of training or validation features; larger ones are refused
     workers: int = 4  # threads that decode
@@ -72,6 +73,13 @@ def shuffled_rows(kept: np.ndarray, group: int, seed: int) -> np.ndarray:
     return rows[kept[rows]]
 
 
+def batch_size_for(train: Features) -> int:
+    """As many batches an epoch for all data sets, as far as memory lets them."""
+    tokens = next(iter(train.layers.values())).shape[1]
+    rows = min(max(int(train.kept.sum()) // BATCHES, SMALLEST), LARGEST)
+    return max(1, min(rows, BATCH_TOKENS // tokens))
+
+
 def fit_layers(
     train: Features,
     train_classes: Int[Tensor, " N"],
@@ -93,7 +101,7 @@ def fit_layers(
     rows = torch.from_numpy(shuffled_rows(train.kept, group, config.seed))
     test_rows = torch.from_numpy(np.flatnonzero(test.kept))
     places = torch.cat([rows, -1 - test_rows])  # negative: a row of `test`
-    batch_size = config.batch_size or min(max(len(rows) // BATCHES, SMALLEST), LARGEST)
+    batch_size = config.batch_size or batch_size_for(train)
     fits = []
     for layer in tqdm(train.layers, desc="probes", unit="layer"):
 
