@@ -173,7 +173,7 @@ def video_result(
         "frames": config.frames,
         "stride": config.stride,
         "resolution": config.resolution or backbone.resolution,
-        "views": [config.views, config.crops],
+        "views": f"{config.views} x {config.crops}",
         "train_views": config.train_views,
     }
     return result
