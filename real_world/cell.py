@@ -27,10 +27,12 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 
 from envs.spec import CONTROL_RATE_HZ, FRANKA
 from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, RobotState
 from real_world.guard import Guard
+from real_world.homing import go_to
 from real_world.limits import Limits
 from real_world.pacing import Clock, VirtualClock, WallClock
 from real_world.sim import SimCamera, SimRobot, SimWorld
@@ -40,6 +42,7 @@ SIM_BOX_M = ((-0.1, -0.7, 0.0), (0.95, 0.7, 1.2))
 HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
 HOME_GRIPPER_M = float(sum(FRANKA.default_pose[ARM_JOINTS:]))
 REAL_CAMERA_HZ = 30.0
+SCENE_SETTLES_S = 0.5
 LEAD_S = 0.2  # damping over stiffness of the scene's joints (envs.spec: PixMC's 80 and 400)
 
 
@@ -142,6 +145,7 @@ def problems_of(config: CellConfig) -> list[str]:
 class Cell:
     """Arm, cameras and scene, connected. `world` is None where everything is real."""
 
+    config: CellConfig
     robot: Guard
     cameras: list[Camera]
     clock: Clock
@@ -153,6 +157,28 @@ class Cell:
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
+
+    def begin_episode(
+        self,
+        stop_asked: Callable[[], str],
+        home_rad: Float[np.ndarray, " 7"] = HOME_RAD,
+        episode: tuple[int, int] | None = None,
+    ) -> None:
+        """The arm at home, at rest; a scene begun anew, as the episode (seed, number) if one is named.
+
+        Raises RobotError: it did not get there, or was stopped on the way.
+        """
+        if self.robot.stopped:
+            self.robot.connect()
+        if self.config.robot != "sim":  # whose reset puts the arm at its start
+            go_to(self.robot, home_rad, HOME_GRIPPER_M, self.clock, stop_asked=stop_asked)
+        if self.world is None:
+            return
+        if episode is not None:
+            self.world.task.line_up([episode])
+        self.world.reset()
+        if self.config.robot == "franky-sim":  # the scene's arm comes to where that one is
+            self.clock.sleep_until(self.clock.now() + SCENE_SETTLES_S)
 
 
 class Shadowed:
@@ -263,7 +289,7 @@ def open_cell(
         for camera in opened:
             stack.callback(camera.close)
             camera.connect()
-        return Cell(robot, opened, clock, world, stack.pop_all())
+        return Cell(config, robot, opened, clock, world, stack.pop_all())
 
 
 def _arm(config: CellConfig, world: SimWorld | None, rate_hz: float, stack: ExitStack) -> Robot:

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from envs.spec import TASK_NAMES
 from policies.demonstrations import DemonstrationFile
-from real_world.cell import HOME_GRIPPER_M, HOME_RAD, Cell, CellConfig, fit_picture, open_cell
+from real_world.cell import HOME_RAD, Cell, CellConfig, fit_picture, open_cell
 from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
-from real_world.homing import NEAR_RAD, go_to
+from real_world.homing import NEAR_RAD
 from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys, open_keys
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome
 from real_world.pacing import no_pauses
@@ -36,8 +36,6 @@ from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
 
 ACTION_SPACE = "joint target changes"  # as in envs.vec_task
-POLL_S = 0.02  # of a key that starts an episode
-SETTLE_S = 0.5  # a scene that began anew follows the arm to where it is
 HAND_TORQUE_NM, HAND_FORCE_N = 40.0, 60.0  # a leading hand must not count as a collision
 HOPELESS = 20  # attempts of an expert without a success, after which it is given up
 
@@ -161,28 +159,17 @@ class Session:
 
     def _home(self) -> None:
         """The arm at home, a scene begun anew as episode number `attempt` of this seed."""
-        cell, config = self.cell, self.config
-        if cell.robot.stopped:
-            cell.robot.connect()
-        go_to(cell.robot, config.home, HOME_GRIPPER_M, cell.clock, stop_asked=self._stop_asked)
-        if cell.world is not None:
-            cell.world.task.line_up([(config.seed, len(self.rows))])
-            cell.world.reset()
-        if config.robot == "franky-sim":
-            cell.clock.sleep_until(cell.clock.now() + SETTLE_S)
+        name = (self.config.seed, len(self.rows))
+        self.cell.begin_episode(self._stop_asked, self.config.home, name)
 
     def _started(self) -> bool:
         """Wait for the start key, the arm at home; False: to quit."""
-        self.verdict.begin()
         if self.config.by_key:
             tqdm.write(f"episode {len(self.rows)}: enter starts it, q quits")
-        while not self.verdict.quit and not self._stop_asked():
-            self.verdict.listen()
-            if self.verdict.start or not self.config.by_key:
-                self._check_home()
-                return True
-            self.cell.clock.sleep_until(self.cell.clock.now() + POLL_S)
-        return False
+        started = self.verdict.wait(self.cell.clock, self._stop_asked, self.config.by_key)
+        if started:
+            self._check_home()
+        return started
 
     def _check_home(self) -> None:
         state = self.cell.robot.read()

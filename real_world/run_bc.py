@@ -1,10 +1,12 @@
 """Run a policy on an arm: `python real_world/run_bc.py robot=sim camera=sim policy=<folder>`.
 
 Without words it runs the policy that we ship in the simulated arm, in real time. `robot=franky-sim
-camera=realsense-software` is the whole stack of the real arm and camera without either.
+camera=realsense-software` is the whole stack of the real arm and camera without either. In a terminal:
+
+    space: stop at once, and end the run   s success   f failure   q quit after this episode
+    enter: start the next episode (start=key, the default of a real arm)
 """
 
-import gc
 import json
 import os
 import sys
@@ -19,28 +21,22 @@ import torch
 from tqdm import tqdm
 
 from envs.spec import FRANKA, TASK_NAMES
-from real_world.cell import (
-    HOME_GRIPPER_M,
-    HOME_RAD,
-    Cell,
-    CellConfig,
-    fit_picture,
-    only_one,
-    open_cell,
-)
+from real_world.cell import Cell, CellConfig, fit_picture, only_one, open_cell
 from real_world.contracts import CameraError, Frame, RobotError
-from real_world.homing import go_to
+from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys, open_keys
 from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.measures import NAMES, StepMeasures
+from real_world.pacing import no_pauses
 from real_world.recorder import Recorder, RecorderError
 from real_world.sim import SimWorld
+from real_world.teleop import Verdict
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
 
 SHIPPED = Path(__file__).parent / "pretrained/franka_pick"
 WARM_UPS = 10
-SCENE_SETTLES_S = 0.5  # a scene that began anew follows the arm to where it is
+REFUSALS = (RobotError, CameraError, RecorderError, KeysError)
 
 
 @dataclass(kw_only=True)
@@ -56,6 +52,10 @@ class RunConfig(CellConfig):
     blend: float = 0.0  # share of the older plan where plans overlap
     max_age_ms: float = 250.0  # of a frame; an older one ends the run
     missed_in_a_row: int = 5  # deadlines that end the run
+    start: Literal["key", "auto"] | None = None  # of an episode; None: key for a real arm
+    keys: Literal["auto", "terminal", "evdev", "none"] = "auto"
+    stop_key: str = STOP_KEY
+    deadman_key: str = ""  # must be held all the time, or the arm stops (keys=evdev hears it best)
     device: str = "cpu"
     log: Literal["none", "rrd"] = "none"  # rrd: everything into run.rrd, for rerun (extra `live`)
     headless: bool = True  # false: a live view, in rerun's window or a web page
@@ -66,6 +66,11 @@ class RunConfig(CellConfig):
         for name in ("episodes", "seconds", "max_age_ms", "missed_in_a_row"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
+
+    @property
+    def by_key(self) -> bool:
+        """Whether an episode waits for a key."""
+        return self.start == "key" or (self.start is None and not self.simulated)
 
 
 def check_policy(spec: Any, config: RunConfig) -> None:
@@ -149,22 +154,18 @@ def run(config: RunConfig) -> dict[str, Any]:
         Recorder(out / "episodes", about, {"env_name": spec.env}) as recorder,
         StopSignal() as stop,
     ):
+        keys = open_keys(config.keys, cell.robot.stop, config.stop_key)
+        cell.stack.callback(keys.close)
+        if isinstance(keys, NoKeys) and (config.by_key or config.deadman_key):
+            raise KeysError("start=key and deadman_key= need keys: a terminal, or keys=evdev")
         print(f"warm-up: the policy's slowest call took {warm_up(policy, cell, picture):.1f} ms")
-        options = LoopOptions(
-            policy_hz=hz,
-            command_hz=config.command_hz or hz,
-            max_seconds=config.seconds,
-            hold_seconds=config.hold_seconds,
-            max_frame_age_s=config.max_age_ms / 1000,
-            missed_in_a_row=config.missed_in_a_row,
-            threaded=config.threaded,
-            blend=config.blend,
-        )
-        session = Session(config, policy, cell, recorder, live, options, picture, stop, out)
+        session = Session(config, spec, policy, cell, recorder, live, stop, keys, out)
         for number in tqdm(range(config.episodes), unit="episode", disable=config.episodes < 2):
             outcome = session.episode(number)
+            if outcome is None:
+                break
             tqdm.write(f"episode {number}: {outcome.end_reason} after {outcome.seconds:.1f} s")
-            if outcome.fault or stop.requested:
+            if outcome.fault or outcome.end_reason.startswith("stopped"):
                 break
         report = session.report()
     write_json(out / "report.json", report)
@@ -177,34 +178,52 @@ class Session:
     def __init__(
         self,
         config: RunConfig,
+        spec: Any,
         policy: Any,
         cell: Cell,
         recorder: Recorder,
         live: Live,
-        options: LoopOptions,
-        picture: Callable[[Frame], np.ndarray],
         stop: StopSignal,
+        keys: Keys,
         out: Path,
     ):
-        self.config, self.cell, self.recorder, self.live, self.stop, self.out = (
-            config, cell, recorder, live, stop, out,
+        self.config, self.cell, self.recorder, self.live, self.out = (
+            config, cell, recorder, live, out,
         )  # fmt: skip
+        self._signal, self._keys, self.verdict = stop, keys, Verdict(keys)
+        self._playing = False
         self.rows: list[dict[str, Any]] = []
         self._joints: list[np.ndarray] = []  # of the scene, for its film
+        hz = spec.control_rate_hz
+        options = LoopOptions(
+            policy_hz=hz,
+            command_hz=config.command_hz or hz,
+            max_seconds=config.seconds,
+            hold_seconds=config.hold_seconds,
+            max_frame_age_s=config.max_age_ms / 1000,
+            missed_in_a_row=config.missed_in_a_row,
+            threaded=config.threaded,
+            blend=config.blend,
+        )
         self.loop = EpisodeLoop(
             cell.robot, cell.cameras, policy, options, cell.clock,
-            picture=picture, judge=self._judge, stop_asked=self._stop_asked, record=self._record,
+            picture=fit_picture(spec.image_size), judge=self._judge,
+            stop_asked=self._stop_asked, record=self._record,
         )  # fmt: skip
         self._measures = StepMeasures(self.loop.stages, self.loop.deadlines, cell.robot.events)
 
     def _judge(self) -> bool | None:
+        self.verdict.listen()
         world = self.cell.world
-        if world is None:
-            return None
+        if self.verdict.success is not None or world is None:
+            return self.verdict.success
         return True if world.success else (False if world.failed else None)
 
     def _stop_asked(self) -> str:
-        return "signal" if self.stop.requested else ""
+        key = self.config.deadman_key
+        if self._playing and key and not self._keys.held(key):
+            return f"{key} was let go"
+        return self._keys.stop_asked() or ("signal" if self._signal.requested else "")
 
     def _record(self, row: Mapping[str, Any]) -> None:
         row = {**row, **self._measures()}
@@ -214,20 +233,37 @@ class Session:
             fields = self.cell.world.task.engine.read()
             self._joints.append(fields["qpos"][0].numpy().copy())
 
-    def episode(self, number: int) -> Outcome:
-        """Home, play, keep the file and the film."""
-        self._begin()
+    def episode(self, number: int) -> Outcome | None:
+        """Home, play, keep the file and the film; None: the person quits."""
+        self._joints.clear()
+        try:
+            self.cell.begin_episode(self._stop_asked)
+        except RobotError as error:
+            return self._kept(number, Outcome(None, str(error), True, 0, 0.0))
+        if not self._started(number):
+            return None
         self.recorder.begin(policy=str(self.config.policy), seed=self.config.seed)
         self.live.begin(number)
         self._measures()  # what came before, homing say, is no step's
-        gc.collect()
-        gc.disable()  # no pause in an episode
-        try:
+        self._playing = True
+        with no_pauses():
             outcome = self.loop.run()
-        finally:
-            gc.enable()
+        self._playing = False
         if outcome.success is None and outcome.end_reason == "time limit" and self.cell.world:
             outcome.success = False  # the scene would have said so
+        if self.verdict.success is False:  # said after the scene's, or the person's own, success
+            outcome.success = False
+        return self._kept(number, outcome)
+
+    def _started(self, number: int) -> bool:
+        if self.config.by_key:
+            tqdm.write(f"episode {number}: enter starts it, q quits")
+        started = self.verdict.wait(self.cell.clock, self._stop_asked, self.config.by_key)
+        self.verdict.begin()
+        return started
+
+    def _kept(self, number: int, outcome: Outcome) -> Outcome:
+        """File, film, line of `episodes.jsonl`."""
         kept, recording = _keep(self.recorder, outcome)
         film = self.out / f"episode_{number:04d}.mp4"
         if self._joints and self.cell.world is not None:
@@ -245,19 +281,6 @@ class Session:
         with (self.out / "episodes.jsonl").open("a") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
         return outcome
-
-    def _begin(self) -> None:
-        """The arm at its start, a scene begun anew."""
-        cell = self.cell
-        self._joints.clear()
-        if cell.robot.stopped:
-            cell.robot.connect()
-        if self.config.robot != "sim":  # whose reset puts the arm at its start
-            go_to(cell.robot, HOME_RAD, HOME_GRIPPER_M, cell.clock, stop_asked=self._stop_asked)
-        if cell.world is not None:
-            cell.world.reset()
-        if self.config.robot == "franky-sim":
-            cell.clock.sleep_until(cell.clock.now() + SCENE_SETTLES_S)
 
     def report(self) -> dict[str, Any]:
         played_s = sum(row["seconds"] for row in self.rows)
@@ -307,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = parse(RunConfig, sys.argv[1:] if arguments is None else arguments)
         report = run(config)
-    except (ValueError, FileNotFoundError, RobotError, CameraError, RecorderError) as error:
+    except (ValueError, FileNotFoundError, *REFUSALS) as error:
         raise SystemExit(f"run_bc: {error}") from None
     print(summary(report))
     if report["fault"]:

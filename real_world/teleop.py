@@ -18,8 +18,10 @@ from real_world.devices import Device, Fingers
 from real_world.guard import Guard
 from real_world.keys import Keys
 from real_world.kinematics import joint_speeds
+from real_world.pacing import Clock
 from real_world.sim import SimWorld
 
+POLL_S = 0.02  # of a key that starts an episode
 LEAD_RAD = 0.3  # of the targets before the measured joints: an arm that is held pushes no harder
 HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
 
@@ -171,6 +173,16 @@ class Verdict:
         self.success: bool | None = None
         self.discard = self.start = False
         self._keys.pressed()  # what was typed before does not count
+
+    def wait(self, clock: Clock, stop_asked: Callable[[], str], by_key: bool) -> bool:
+        """Until an episode may start: at once, or by key; False: to quit, or to stop."""
+        self.begin()
+        while not self.quit and not stop_asked():
+            self.listen()
+            if self.start or not by_key:
+                return True
+            clock.sleep_until(clock.now() + POLL_S)
+        return False
 
     def listen(self) -> None:
         for key in self._keys.pressed():

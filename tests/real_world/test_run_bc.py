@@ -11,6 +11,7 @@ import pytest
 from policies.demonstrations import DemonstrationFile
 from policies.policy import read_spec
 from real_world import cell, run_bc
+from real_world.contracts import RobotError
 from real_world.recorder import Recorder
 from real_world.run_bc import SHIPPED, RunConfig, check_policy, main, run
 
@@ -120,3 +121,75 @@ def test_wrong_options_are_said(word):
 def test_no_policy_there(tmp_path):
     with pytest.raises(SystemExit, match="no policy in"):
         main([f"policy={tmp_path}"])
+
+
+class Script:
+    """Keys that are typed at set calls of `pressed`, {call number: key}; q at the call `quits` and on."""
+
+    def __init__(self, typed, held=lambda call: True, quits=10**6):
+        self.typed, self.calls, self._held, self._quits = typed, 0, held, quits
+        self.reason = ""
+
+    def pressed(self):
+        self.calls += 1
+        key = self.typed.get(self.calls, "q" if self.calls >= self._quits else "")
+        self.reason = "space was pressed" if key == "space" else self.reason
+        return [key] if key else []
+
+    def held(self, key):
+        return self._held(self.calls)
+
+    def stop_asked(self):
+        return self.reason
+
+    def close(self): ...
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    def of(keys):
+        monkeypatch.setattr(run_bc, "open_keys", lambda *_: keys)
+        return keys
+
+    return of
+
+
+def test_a_person_stops_judges_and_quits_by_key(tmp_path, typed):
+    typed(Script({12: "space"}))
+    report = run(replace(SHORT, out=tmp_path / "stop"))
+    (episode,) = report["episodes"]
+    assert episode["end_reason"] == "stopped: space was pressed" and 5 < episode["steps"] < 14
+    assert not report["fault"]
+
+    typed(Script({8: "s"}, quits=30))
+    report = run(replace(SHORT, episodes=3, hold_seconds=0.2, out=tmp_path / "judge"))
+    assert [e["success"] for e in report["episodes"]] == [True, False]  # and then quit
+    assert report["episodes"][0]["end_reason"] == "success"
+
+
+def test_an_episode_waits_for_enter(tmp_path, typed):
+    keys = typed(Script({6: "enter"}, quits=60))
+    report = run(replace(SHORT, start="key", out=tmp_path))
+    assert len(report["episodes"]) == 1 and keys.calls >= 60
+
+
+def test_a_dead_mans_key_that_is_let_go_stops_the_arm(tmp_path, typed):
+    typed(Script({}, held=lambda call: call < 10))
+    report = run(replace(SHORT, deadman_key="j", out=tmp_path))
+    (episode,) = report["episodes"]
+    assert episode["end_reason"] == "stopped: j was let go" and episode["steps"] < 12
+
+
+def test_waiting_for_a_key_without_keys_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="need keys"):
+        main([f"out={tmp_path / 'none'}", "paced=false", "keys=none", "start=key"])
+
+
+def test_an_arm_that_does_not_get_home_is_a_fault_with_a_report(tmp_path, monkeypatch):
+    def stuck(*_):
+        raise RobotError("homing: 0.3 rad away")
+
+    monkeypatch.setattr(cell.Cell, "begin_episode", stuck)
+    report = run(replace(SHORT, out=tmp_path))
+    assert report["fault"].startswith("homing") and report["episodes"][0]["steps"] == 0
+    assert json.loads((tmp_path / "report.json").read_text()) == report
