@@ -62,7 +62,17 @@ def write_row(
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    out = tmp_path / "rows"
+    return write_rows(tmp_path / "rows")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
+    """A page that is only looked at, and its folder."""
+    folder = tmp_path_factory.mktemp("report")
+    return make(write_rows(folder / "rows"), folder / "page"), folder / "page"
+
+
+def write_rows(out: Path) -> Path:
     worse = write_row(out, "davis", "worse", 30.123, depth=8)
     worse.write_text(worse.read_text().replace('"untrained": false', '"untrained": true'))
     film = out / "davis" / "better <b>" / "films" / "a seq.mp4"
@@ -91,8 +101,8 @@ def make(results: Path, out: Path, *words: str) -> Page:
     return Page(out / "index.html")
 
 
-def test_tables(results: Path, tmp_path: Path) -> None:
-    page = make(results, tmp_path / "page")
+def test_tables(made: tuple[Page, Path]) -> None:
+    page, _ = made
     for table in page.tables:
         assert len({len(row) for row in table}) == 1  # every row has a cell for every column
     imagenet, davis, sequences, other = page.tables  # in the paper's order, then the rest
@@ -114,11 +124,11 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     assert sequences == [["sequence", "J %"], ["goat", "12.5"]]
 
 
-def test_what_the_page_shows_is_there(results: Path, tmp_path: Path) -> None:
-    page = make(results, tmp_path / "page")
+def test_what_the_page_shows_is_there(made: tuple[Page, Path]) -> None:
+    page, folder = made
     files = [link for link in page.links if not link.startswith("#")]
     assert len(files) == 5  # a film, and the curves of two tasks for light and for dark pages
-    assert all((tmp_path / "page" / unquote(link)).is_file() for link in files)
+    assert all((folder / unquote(link)).is_file() for link in files)
     assert "http" not in "".join(page.links)
     assert "films/gone.mp4 is not there" in page.text
     assert "../worse/result.json is not there" in page.text  # nothing from outside of the row
