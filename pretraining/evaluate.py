@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config.backbone,
             weights=config.weights,
             timm_name=config.timm_name,
+            readout="tokens",
             all_layers=True,
         )
         if not isinstance(backbone, FrozenBackbone):

@@ -39,8 +39,10 @@ from pretraining.downstream.label_propagation import (
     token_labels,
 )
 from toto_robot.backbone import FrozenBackbone
+from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 
 TASK = "davis"
+STARTS = {"video": VIDEO_START, "image": IMAGE_START}
 PAPER_PX = 256  # Table 10, "256/8"; 512 is its other row
 TOKENS_AT_ONCE = 4096  # of frames in flight; states of all layers are in memory
 REPEATS = 2000  # of the bootstrap
@@ -54,6 +56,7 @@ class Config(EvaluateConfig):
     sequences: tuple[str, ...] = ()  # (): all of the subset
     resolution: int | None = None  # px; None: 256, of encoders of images their own
     layers: tuple[int, ...] = ()  # (): all, 0 (embeddings) to the last
+    start: Literal["video", "image"] = "video"  # token before a frame, of causal models
     preset: Literal["stc", "dino"] = "stc"  # the options below that are None are as in it
     top_k: int | None = None
     context: int | None = None  # frames besides the first
@@ -97,21 +100,26 @@ def squeeze(frame: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[Tensor, "side
 
 
 def frame_states(
-    paths: list[Path], backbone: FrozenBackbone, layers: list[int]
+    paths: list[Path], backbone: FrozenBackbone, layers: list[int], start: int
 ) -> list[list[Float[Tensor, "N D"]]]:
     """For each frame, encoded alone, the states of its tokens at each layer."""
     frames = torch.stack([squeeze(read_frame(path), backbone.resolution) for path in paths])
-    states = backbone.hidden_states(frames)
+    states = backbone.hidden_states(frames, start, depth=layers[-1])
     return [[states[layer][i].clone() for layer in layers] for i in range(len(paths))]
 
 
 def propagate(
-    sequence: Sequence, backbone: FrozenBackbone, layers: list[int], rules: Rules, masks: Path
+    sequence: Sequence,
+    backbone: FrozenBackbone,
+    layers: list[int],
+    rules: Rules,
+    masks: Path,
+    start: int = VIDEO_START,
 ) -> None:
     """Write the predicted masks of one sequence, for each layer."""
     ids, palette = read_mask(sequence.masks[0])
     objects, side = count_objects(sequence), backbone.tokens_per_side
-    start = token_labels(ids, objects, backbone.resolution, side, rules.soft_start)
+    given = token_labels(ids, objects, backbone.resolution, side, rules.soft_start)
     folders = [layer_folder(masks, layer) / sequence.name for layer in layers]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -120,9 +128,9 @@ def propagate(
     carriers: list[Propagator] = []
     for begin in range(0, len(sequence.frames), at_once):
         paths = sequence.frames[begin : begin + at_once]
-        for number, states in enumerate(frame_states(paths, backbone, layers), begin):
+        for number, states in enumerate(frame_states(paths, backbone, layers, start), begin):
             if number == 0:
-                carriers = [Propagator(rules, state, start) for state in states]
+                carriers = [Propagator(rules, state, given) for state in states]
                 continue
             for carrier, state, folder in zip(carriers, states, folders, strict=True):
                 labels = carrier.step(state)
@@ -193,7 +201,7 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     folder = config.folder(TASK)
     shutil.rmtree(folder / "masks", ignore_errors=True)  # of an earlier run of this row
     for sequence in tqdm(sequences, desc="propagating"):
-        propagate(sequence, backbone, layers, rules, folder / "masks")
+        propagate(sequence, backbone, layers, rules, folder / "masks", STARTS[config.start])
     scores = [score_folder(sequences, layer_folder(folder / "masks", at), True) for at in layers]
     metrics = [summarise(found, config.seed) for found in scores]
     at = max(range(len(layers)), key=lambda i: metrics[i]["J&F_%"].value)

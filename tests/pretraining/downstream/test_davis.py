@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pretraining import evaluate
@@ -93,6 +94,21 @@ def test_training_shows(data: Path, tmp_path: Path) -> None:
         assert result.best_layer == 5 and result.extra["layer_numbers"] == [5]
         values.append(result.metrics["J&F_%"].value)
     assert values[0] > values[1] + 10
+
+
+def test_frames_begin_as_pictures_or_as_videos(data: Path) -> None:
+    """The states of layers asked for, of the frame by itself, after either start token."""
+    backbone = load_backbone("toto-tiny", all_layers=True)
+    paths = find_sequences(data)[0].frames[:2]
+    found = {
+        name: davis.frame_states(paths, backbone, [0, 3], start)
+        for name, start in davis.STARTS.items()
+    }
+    (first, second), (picture, _) = found["video"], found["image"]
+    assert [state.shape for state in first] == [(256, 128)] * 2
+    assert torch.equal(first[0], picture[0]) and not torch.allclose(first[1], picture[1])
+    frame = davis.squeeze(np.array(Image.open(paths[1])), 128)
+    torch.testing.assert_close(second[1], backbone.hidden_states(frame[None])[3][0])
 
 
 def test_perfect_and_empty_predictions(data: Path, tmp_path: Path) -> None:
