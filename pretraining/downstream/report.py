@@ -49,6 +49,7 @@ class Section:
     rows: list[Row]
     published: list[Published]
     metrics: list[str]
+    notes: dict[str, list[str]] = field(default_factory=dict)  # note -> labels
     curves: dict[str, str] = field(default_factory=dict)  # theme -> file
     films: list[dict[str, str]] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
@@ -91,8 +92,19 @@ def sections_of(rows: Sequence[Row], config: ReportConfig) -> list[Section]:
         own = by_first_metric([row for row in rows if row.task == task])
         published = rows_of(task) if config.published else []
         metrics = dict.fromkeys(name for row in (*own, *published) for name in row.metrics)
-        sections.append(Section(task, TITLES.get(task, task), own, published, list(metrics)))
+        title = TITLES.get(task, task)
+        section = Section(task, title, own, published, list(metrics), gather_notes(own))
+        sections.append(section)
     return sections
+
+
+def gather_notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What readers must know, each note once."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            notes.setdefault(note, []).append(row.label)
+    return notes
 
 
 def draw(section: Section, config: ReportConfig) -> None:

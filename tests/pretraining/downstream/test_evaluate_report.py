@@ -132,7 +132,10 @@ def test_what_the_page_shows_is_there(made: tuple[Page, Path]) -> None:
     assert "http" not in "".join(page.links)
     assert "films/gone.mp4 is not there" in page.text
     assert "../worse/result.json is not there" in page.text  # nothing from outside of the row
-    assert "00007.jpg: truncated &amp; small" in page.text and "two sequences" in page.text
+    assert (
+        "00007.jpg: truncated &amp; small" in page.text
+        and "<li>better &lt;b&gt;: two sequences</li>" in page.text
+    )
     assert "<b>" not in page.text.replace("<b>worse</b>", "").replace("<b>digits</b>", "").replace(
         "<b>other</b>", ""
     ).replace("<b>better &lt;b&gt;</b>", "")
