@@ -1,7 +1,7 @@
 """Pictures and clips as an evaluation reads them: which frames of a file, and which square of them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ def read_clip(clip: Clip, resolution: int) -> UInt8[np.ndarray, "T R R 3"]:
 
 
 def read_clips(
-    chunks: Sequence[Sequence[Clip]], resolution: int, workers: int
+    chunks: Iterable[Sequence[Clip]], resolution: int, workers: int
 ) -> Iterator[list[UInt8[np.ndarray, "T R R 3"] | str]]:
     """Chunk after chunk, decoded by threads ahead of time; of a corrupt clip the reason.
 

@@ -76,6 +76,7 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.scale = config.heads, config.attention_scale
+        self.causal = True  # False: every token sees all (fine-tuning for classes, Table 13)
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
@@ -86,7 +87,10 @@ class Attention(nn.Module):
         qkv = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads)
         q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
         q_BHNK, k_BHNK = rotate(q_BHNK, cos_NK, sin_NK), rotate(k_BHNK, cos_NK, sin_NK)
-        if past is None:
+        if not self.causal:
+            assert past is None, "a memory is of causal models"
+            y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, scale=self.scale)
+        elif past is None:
             y_BHNK = causal_attention(q_BHNK, k_BHNK, v_BHNK, self.scale)
         else:
             y_BHNK = past.attend(q_BHNK, k_BHNK, v_BHNK, self.scale)

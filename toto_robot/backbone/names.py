@@ -170,6 +170,16 @@ def load_with_head(
     return encoder.eval(), model.eval(), about, path
 
 
+def random_with_head(name: str) -> CausalModel:
+    """The untrained model that `random_parts` cuts its trunk from, with its next-token head."""
+    size, tokenizer = BACKBONES[RANDOM.get(name, name)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        config = DVAE_SIZES[tokenizer]
+        Encoder(config)  # drawn before the model there
+        return make_model(replace(MODELS[size], vocabulary=config.vocabulary))
+
+
 def random_parts(name: str, layer: int | None) -> tuple[Encoder, CausalModel, CausalConfig]:
     """Untrained encoder and trunk, the same on every machine."""
     size, tokenizer = BACKBONES[name]
