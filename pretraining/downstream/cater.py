@@ -11,8 +11,8 @@ By the camera matrix in baselines/tracking/proj_utils.py the middles of all 36 c
 square of a picture (0.74 of its half width, the square ends at 0.75), so that a centre crop keeps them.
 
 The paper gives 16 and 32 frames and nothing else. Here: evenly over the whole video, its last frame
-included; with 32, positions run on beyond those of the training. The fine-tuning that it reports is
-not here: the backbone is frozen.
+included; with 32, positions run on beyond those of the training. By default the backbone is
+frozen; `mode=hybrid` and `mode=finetune` train it.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     train, missing = listed(config.data, "train")
     test, missing_test = listed(config.data, "val")
     videos = Videos(train, test, SIDE**2, missing | missing_test)
-    probed = probe_videos(videos, config, backbone)
+    probed = probe_videos(TASK, videos, config, backbone)
     result = video_result(TASK, probed, localisation_scores(probed), config, backbone)
     result.extra |= {"training_videos": len(train)}
     return result

@@ -27,7 +27,7 @@ class FineTuned(nn.Module):
     def __init__(self, config: TuneConfig, backbone: FrozenBackbone, num_classes: int) -> None:
         super().__init__()
         model: Any = whole_model(config, backbone)
-        self.options, self.num_classes = config, num_classes
+        self.options, self.num_classes, self.lr = config, num_classes, 0.0
         self.trunk = model.truncate(model.config.layers).requires_grad_(True)
         attentions = [m for m in self.trunk.modules() if isinstance(m, Attention)]
         if len(attentions) != model.config.layers:
@@ -46,7 +46,7 @@ class FineTuned(nn.Module):
     def groups(self, clips: int) -> list[dict[str, Any]]:
         """Peak rates fall by `layer_decay` with each block away from the head; vectors do not decay."""
         size = self.options.tuning_batch(clips)
-        lr = self.options.lr or LR_PER_256 * size / 256
+        self.lr = self.options.lr or LR_PER_256 * size / 256
         parts = [self.trunk.embedding, *self.trunk.blocks, nn.ModuleList([self.norm, self.head])]
         groups = []
         for place, part in enumerate(reversed(parts)):
@@ -54,7 +54,7 @@ class FineTuned(nn.Module):
                 chosen = [p for p in part.parameters() if (p.ndim >= 2) == matrix]
                 if chosen:
                     decay = self.options.weight_decay if matrix else 0.0
-                    rate = lr * self.options.layer_decay**place
+                    rate = self.lr * self.options.layer_decay**place
                     groups.append({"params": chosen, "lr_scale": rate, "weight_decay": decay})
         return groups
 
@@ -86,7 +86,7 @@ class FineTuned(nn.Module):
         self, logits: Float[Tensor, "1 M C"], classes: Int[Tensor, " M"]
     ) -> list[tuple[int, int, float]]:
         """There is one head, after the last block."""
-        return [(len(self.trunk.blocks), 0, self.options.lr or 0.0)]
+        return [(len(self.trunk.blocks), 0, self.lr)]
 
 
 def kept(added: Float[Tensor, "B N D"], drop: float) -> Float[Tensor, "B N D"]:

@@ -12,8 +12,9 @@ import torch
 from pretraining.datasets.imagenet import imagenet1k
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Result
-from pretraining.downstream.features import at_resolution, cached_features
-from pretraining.downstream.probes import ProbeConfig, accuracies, fit_layers, layers_result
+from pretraining.downstream.features import at_resolution
+from pretraining.downstream.probes import accuracies, layers_result
+from pretraining.downstream.tuning import TuneConfig, classify
 from pretraining.sources import Source
 from pretraining.video import crops_of
 from toto_robot.backbone import FrozenBackbone
@@ -22,8 +23,8 @@ TASK = "imagenet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ProbeConfig):
-    """ImageNet-1k classification from frozen features: probes at every layer."""
+class Config(TuneConfig):
+    """ImageNet-1k classification: probes at every layer, or the whole model trained (mode=)."""
 
     crops: int = 1  # squares of each training picture, the first its centre
     per_class: int | None = None  # training pictures of each class; None: all
@@ -61,25 +62,20 @@ def labelled_pictures(config: Config) -> tuple[list[Source], list[Source], int]:
 def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     train, validation, num_classes = labelled_pictures(config)
     network = at_resolution(backbone, config.resolution)
-    views = [Clip(s, View(crop=crop)) for s in train for crop in crops_of(s.name, config.crops)]
-    options = config.features()
-    train_features = cached_features(network, views, options, "training features")
-    test_features = cached_features(
-        network, [Clip(s) for s in validation], options, "validation features"
-    )
+    clips = [Clip(s, View(crop=crop)) for s in train for crop in crops_of(s.name, config.crops)]
     classes = torch.tensor([s.label for s in validation])
-    fits = fit_layers(
-        train_features,
-        torch.tensor([clip.source.label for clip in views]),
-        test_features,
-        num_classes,
+    found = classify(
+        TASK,
         config,
-        device=backbone.device,
+        network,
+        (clips, torch.tensor([clip.source.label for clip in clips])),
+        ([Clip(s) for s in validation], classes),
+        num_classes,
         group=config.crops,
     )
-    classes = classes[torch.from_numpy(test_features.kept)]
-    scores = [accuracies(fit.logits, classes) for fit in fits]
-    result = layers_result(TASK, fits, scores, config, backbone)
-    result.skipped = train_features.skipped | test_features.skipped
-    result.extra |= {"pictures": len(train), "resolution": network.resolution}
+    kept = torch.from_numpy(found.kept)
+    scores = [accuracies(fit.logits, classes[kept]) for fit in found.fits]
+    result = layers_result(TASK, found.fits, scores, config, backbone)
+    result.skipped = found.skipped
+    result.extra |= {"pictures": len(train), "resolution": network.resolution, "mode": config.mode}
     return result

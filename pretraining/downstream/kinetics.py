@@ -67,7 +67,7 @@ def labelled_videos(config: Config) -> Videos:
 
 def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     videos = labelled_videos(config)
-    probed = probe_videos(videos, config, backbone)
+    probed = probe_videos(TASK, videos, config, backbone)
     result = video_result(TASK, probed, view_scores(probed), config, backbone)
     result.extra |= {"training_videos": len(videos.train), "split": config.split}
     return result

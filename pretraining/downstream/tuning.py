@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pretraining.downstream.clips import Clip, read_clips
-from pretraining.downstream.features import key_of
-from pretraining.downstream.probes import LayerFit, ProbeConfig
+from pretraining.downstream.features import cached_features, key_of
+from pretraining.downstream.probes import LayerFit, ProbeConfig, fit_layers
 from pretraining.optimizer import lr_at, set_lr
 from pretraining.probing import VALIDATION_SHARE
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
@@ -48,6 +48,12 @@ class TuneConfig(ProbeConfig):
     cutmix: float = 1.0
     smoothing: float = 0.1
     checkpoint_s: float = 300.0
+
+    def folder(self, task: str) -> Path:
+        """Rows of trained models lie beside those of frozen ones."""
+        folder = super().folder(task)
+        beside = self.label is None and self.mode != "probe"
+        return folder.with_name(f"{folder.name}-{self.mode}") if beside else folder
 
     def tuning_batch(self, clips: int) -> int:
         return min(self.batch_size or 256, clips)
@@ -241,40 +247,65 @@ def predict(
 
 
 @dataclass(frozen=True)
-class TunedScores:
-    """What a tuned model says of the test clips.
+class Classified:
+    """What is said of the test clips.
 
     Attributes:
-        fits: by layer, of the test clips in `kept`.
+        fits: of each layer, for the test clips in `kept`.
         kept: whether a test clip could be read.
+        skipped: name of a clip that could not -> why.
     """
 
     fits: list[LayerFit]
-    kept: np.ndarray
+    kept: Bool[np.ndarray, " M"]
     skipped: dict[str, str]
+
+
+Part = tuple[Sequence[Clip], Int[Tensor, " N"]]  # clips and their classes
+
+
+def classify(
+    task: str,
+    config: TuneConfig,
+    backbone: FrozenBackbone,
+    train: Part,
+    test: Part,
+    num_classes: int,
+    *,
+    group: int = 1,
+) -> Classified:
+    """Learn from the training clips as `config.mode` says; classify the test clips.
+
+    Args:
+        backbone: at the resolution that is read.
+        group: training clips that are views of one source, next to each other.
+
+    Raises:
+        ValueError: as `cached_features`, `whole_model` and `fit`.
+    """
+    if config.mode != "probe":
+        return tune(task, config, backbone, train, test, num_classes, group=group)
+    options = config.features()
+    learned = cached_features(backbone, train[0], options, "training features")
+    scored = cached_features(backbone, test[0], options, "test features")
+    device = backbone.device
+    fits = fit_layers(learned, train[1], scored, num_classes, config, device=device, group=group)
+    return Classified(fits, scored.kept, learned.skipped | scored.skipped)
 
 
 def tune(
     task: str,
     config: TuneConfig,
     backbone: FrozenBackbone,
-    train: tuple[Sequence[Clip], Int[Tensor, " N"]],
-    test: tuple[Sequence[Clip], Int[Tensor, " M"]],
+    train: Part,
+    test: Part,
     num_classes: int,
     *,
     group: int = 1,
-) -> TunedScores:
-    """Train as `config.mode` says, on nine tenths of the training clips; score the test clips.
-
-    Args:
-        backbone: at the resolution that is read; its tokenizer stays as it is.
-        train, test: clips and their classes.
-        group: training clips that are views of one source, next to each other.
-
-    Raises:
-        ValueError: as `whole_model` and `fit`.
-    """
-    from pretraining.downstream import finetune, hybrid
+) -> Classified:
+    """`classify` with a whole model, trained on nine tenths of the training clips; its tokenizer
+    stays as it is."""
+    from pretraining.downstream import finetune, hybrid  # they are made of what is here
 
     folder = config.folder(task) / config.mode
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +322,7 @@ def tune(
     readable = np.zeros(len(test[0]), bool)
     readable[kept] = True
     fits = [LayerFit(layer, logits[head], rate) for layer, head, rate in chosen]
-    return TunedScores(fits, readable, data.skipped | held_out.skipped)
+    return Classified(fits, readable, data.skipped | held_out.skipped)
 
 
 def choice_of(

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Metric, Result
-from pretraining.downstream.features import at_resolution, cached_features
+from pretraining.downstream.features import at_resolution
 from pretraining.downstream.probes import (
     LayerFit,
-    ProbeConfig,
     accuracies,
-    fit_layers,
     layers_result,
 )
+from pretraining.downstream.tuning import TuneConfig, classify
 from pretraining.sources import Source
 from pretraining.video import CENTRE, Crop
 from toto_robot.backbone import FrozenBackbone
@@ -25,7 +24,7 @@ LAST = 1 - 1e-6  # of places in [0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig(ProbeConfig):
+class VideoConfig(TuneConfig):
     """Options of evaluations that classify videos."""
 
     resolution: int | None = 128  # px
@@ -117,29 +116,29 @@ def views_at_test(config: VideoConfig) -> tuple[list[View], list[int]]:
     return views, [views.index(view) for view in averaged]
 
 
-def probe_videos(videos: Videos, config: VideoConfig, backbone: FrozenBackbone) -> Probed:
+def probe_videos(
+    task: str, videos: Videos, config: VideoConfig, backbone: FrozenBackbone
+) -> Probed:
     """A probe at each layer. A test video of which any view cannot be read is skipped."""
     network = at_resolution(backbone, config.resolution)
     train_views = views_of(config, config.train_views, 1)
     views, averaged = views_at_test(config)
     train_clips = [Clip(source, view) for source in videos.train for view in train_views]
     test_clips = [Clip(source, view) for source in videos.test for view in views]
-    options = config.features()
-    train = cached_features(network, train_clips, options, "training clips")
-    test = cached_features(network, test_clips, options, "test clips")
-    fits = fit_layers(
-        train,
-        torch.tensor([clip.source.label for clip in train_clips]),
-        test,
-        videos.num_classes,
+    classes = torch.tensor([clip.source.label for clip in test_clips])
+    found = classify(
+        task,
         config,
-        device=backbone.device,
+        network,
+        (train_clips, torch.tensor([clip.source.label for clip in train_clips])),
+        (test_clips, classes),
+        videos.num_classes,
         group=len(train_views),
     )
-    kept = torch.from_numpy(test.kept)
+    kept = torch.from_numpy(found.kept)
     whole = kept.view(-1, len(views)).all(dim=1)
     if not whole.any():
-        raise ValueError(f"no test video can be read: {next(iter(test.skipped.items()))}")
+        raise ValueError(f"no test video can be read: {next(iter(found.skipped.items()))}")
 
     def by_video(logits: Tensor) -> Float[Tensor, "M V C"]:
         rows = logits.new_zeros(len(kept), videos.num_classes)
@@ -147,11 +146,11 @@ def probe_videos(videos: Videos, config: VideoConfig, backbone: FrozenBackbone) 
         return rows.unflatten(0, (-1, len(views)))[whole]
 
     return Probed(
-        fits,
-        [by_video(fit.logits) for fit in fits],
+        found.fits,
+        [by_video(fit.logits) for fit in found.fits],
         torch.tensor([source.label for source in videos.test])[whole],
         averaged,
-        videos.missing | train.skipped | test.skipped,
+        videos.missing | found.skipped,
     )
 
 
@@ -165,11 +164,13 @@ def video_result(
     """A row out of each layer's scores, with what was read of the videos."""
     result = layers_result(task, probed.fits, scores, config, backbone)
     result.skipped = probed.skipped
-    result.notes.append(
-        "probes on frozen features; in the paper the backbone goes on learning to predict the task's "
-        "videos meanwhile"
-    )
+    if config.mode == "probe":
+        result.notes.append(
+            "probes on frozen features; in the paper the backbone goes on learning to predict the "
+            "task's videos meanwhile (mode=hybrid)"
+        )
     result.extra |= {
+        "mode": config.mode,
         "frames": config.frames,
         "stride": config.stride,
         "resolution": config.resolution or backbone.resolution,
