@@ -326,7 +326,7 @@ def _rewrite(part: Path, path: Path) -> int:
     with old:
         source: Any = old.get("data/demo_0", {})
         columns = _paths(source)
-        steps = _whole_steps([source[key] for key in columns]) if "actions" in columns else 0
+        steps = whole_steps([source[key] for key in columns]) if "actions" in columns else 0
         if steps:
             partial = path.with_suffix(".repair")
             with h5py.File(partial, "w") as new:
@@ -349,7 +349,7 @@ def _paths(group: Any) -> list[str]:
     return found
 
 
-def _whole_steps(columns: list[Any]) -> int:
+def whole_steps(columns: list[Any]) -> int:
     """Steps that all columns have, without the last ones that were made room for but not written."""
     steps = min(len(column) for column in columns)
     unwritten = [column for column in columns if column.dtype.kind == "f"]

@@ -29,6 +29,8 @@ from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
 from real_world.recorder import Recorder, RecorderError
+from real_world.run_files import write_options
+from real_world.run_report import write_run_report
 from real_world.sim import SimWorld
 from real_world.teleop import Verdict
 from toto_robot.cli import parse
@@ -128,12 +130,16 @@ def film_episode(path: Path, world: SimWorld, joints: Sequence[np.ndarray], rate
             film({})
 
 
+def new_folder() -> Path:
+    return Path("runs/real") / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
 def run(config: RunConfig) -> dict[str, Any]:
     """Play the episodes; returns what `report.json` holds. Raises ValueError, FileNotFoundError for
     what does not fit, RobotError, CameraError for what does not answer."""
     from policies.policy import load_policy, read_spec
 
-    out = config.out or Path("runs/real") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    out = config.out or new_folder()
     if (out / "report.json").exists():
         raise ValueError(f"{out} holds a finished run: choose another out=")
     spec = read_spec(config.policy)
@@ -159,6 +165,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         if isinstance(keys, NoKeys) and (config.by_key or config.deadman_key):
             raise KeysError("start=key and deadman_key= need keys: a terminal, or keys=evdev")
         print(f"warm-up: the policy's slowest call took {warm_up(policy, cell, picture):.1f} ms")
+        write_options(out, config, hz, config.command_hz or hz)
         session = Session(config, spec, policy, cell, recorder, live, stop, keys, out)
         for number in tqdm(range(config.episodes), unit="episode", disable=config.episodes < 2):
             outcome = session.episode(number)
@@ -326,13 +333,23 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _page(out: Path) -> None:
+    """Draw the run; what cannot be drawn is said, the run itself is on disk."""
+    try:
+        print(f"report: {write_run_report(out).resolve()}")
+    except (ValueError, OSError) as error:
+        print(f"no page about the run: {error}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = parse(RunConfig, sys.argv[1:] if arguments is None else arguments)
+        config.out = config.out or new_folder()
         report = run(config)
     except (ValueError, FileNotFoundError, *REFUSALS) as error:
         raise SystemExit(f"run_bc: {error}") from None
     print(summary(report))
+    _page(config.out)
     if report["fault"]:
         raise SystemExit(f"run_bc: the arm holds: {report['fault']}")
 
