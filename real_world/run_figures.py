@@ -25,7 +25,7 @@ def draw_run(path: Path, run: RunFolder) -> bool:
     latencies = {s: ms for s, ms in run.latencies_ms().items() if s != "jitter" and len(ms)}
     if not latencies:
         return False
-    figure = Figure(figsize=(13, 1.6 + 0.55 * len(latencies)), layout="constrained")
+    figure = Figure(figsize=(13, 1.6 + 0.5 * len(latencies)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     _latencies(left, latencies, run.period_s("command_hz"))
@@ -39,7 +39,9 @@ def _latencies(axis: Any, latencies: Mapping[str, np.ndarray], deadline_s: float
     highest = max(float(ms.max()) for ms in latencies.values())
     top_ms = 2 * max(highest, 1000 * (deadline_s or 0), 10 * FLOOR_MS)
     edges = np.geomspace(FLOOR_MS, top_ms, BINS + 1)
-    for level, (stage, ms) in enumerate(reversed(latencies.items())):
+    stages = list(reversed(list(latencies)))
+    for level, stage in enumerate(stages):
+        ms = latencies[stage]
         counts, _ = np.histogram(np.clip(ms, FLOOR_MS, None), edges)
         heights = 0.8 * counts / counts.max()
         axis.fill_between(edges, level, level + np.append(heights, 0), step="post", color=BLUE,
@@ -57,7 +59,7 @@ def _latencies(axis: Any, latencies: Mapping[str, np.ndarray], deadline_s: float
                   va="bottom", fontsize=8.5)  # fmt: skip
     axis.set(xscale="log", xlim=(FLOOR_MS, top_ms), ylim=(-0.05, len(latencies) + 0.3),
              xlabel="ms, of every recorded step")  # fmt: skip
-    axis.set_yticks([k + 0.3 for k in range(len(latencies))], list(reversed(latencies)))
+    axis.set_yticks([k + 0.3 for k in range(len(latencies))], stages)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _clean(axis)
     axis.set_title("How long each stage took", loc="left")
@@ -76,12 +78,12 @@ def _intervals(axis: Any, episodes: Sequence[Episode], period_s: float | None) -
     title = "Time from a step's command to the next one's"
     if period_s and spread:
         axis.axhline(1000 * period_s, color=GREY, linewidth=1, zorder=0)
-        off = np.abs(np.concatenate(spread) - 1000 * period_s)
+        every = np.append(np.concatenate(spread), 1000 * period_s)
+        off = np.abs(every[:-1] - 1000 * period_s)
         p50, p99 = np.percentile(off, (50, 99))
-        title += f"\noff by {p50:.2f} ms (p50), {p99:.2f} ms (p99), {off.max():.2f} ms at most"
-        low, high = axis.get_ylim()
-        room = max(0.02 * 1000 * period_s, high - low)
-        axis.set_ylim(min(low, 1000 * period_s - room), max(high, 1000 * period_s + room))
+        title += f"\noff by (ms): p50 {p50:.2f}, p99 {p99:.2f}, at most {off.max():.2f}"
+        room = max(0.08 * np.ptp(every), 20 * period_s)  # 2 % of the period at least
+        axis.set_ylim(every.min() - room, every.max() + room)
     axis.set(xlabel="step, episodes one after another in two colours", ylabel="ms")
     axis.ticklabel_format(useOffset=False)
     _clean(axis)
@@ -114,7 +116,7 @@ def draw_joints(path: Path, episode: Episode) -> bool:
     figure.suptitle(
         f"Episode {episode.number}: {episode.end_reason} ({verdict})", x=0.01, ha="left", wrap=True
     )
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=100)
     return True
 
 
