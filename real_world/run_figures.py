@@ -75,19 +75,19 @@ def _intervals(axis: Any, episodes: Sequence[Episode], period_s: float | None) -
             axis.plot(steps, ms, ".", markersize=2.5, color=(BLUE, ORANGE)[episode.number % 2])
             first += len(ms)
             spread.append(ms)
-    title = "Time from a step's command to the next one's"
+    title = "Time between the commands of two steps"
     if period_s and spread:
         axis.axhline(1000 * period_s, color=GREY, linewidth=1, zorder=0)
         every = np.append(np.concatenate(spread), 1000 * period_s)
         off = np.abs(every[:-1] - 1000 * period_s)
         p50, p99 = np.percentile(off, (50, 99))
-        title += f"\noff by (ms): p50 {p50:.2f}, p99 {p99:.2f}, at most {off.max():.2f}"
+        title += f"\noff by p50 {p50:.2f}, p99 {p99:.2f}, max {off.max():.2f} ms"
         room = max(0.08 * np.ptp(every), 20 * period_s)  # 2 % of the period at least
         axis.set_ylim(every.min() - room, every.max() + room)
     axis.set(xlabel="step, episodes one after another in two colours", ylabel="ms")
     axis.ticklabel_format(useOffset=False)
     _clean(axis)
-    axis.set_title(title, loc="left", fontsize=10.5)
+    axis.set_title(title, loc="left", fontsize=10)
 
 
 def draw_joints(path: Path, episode: Episode) -> bool:

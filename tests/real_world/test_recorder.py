@@ -147,7 +147,7 @@ def test_steps_that_were_made_room_for_but_not_written_go(tmp_path):
         a = module._create(file, "actions", np.zeros(2, np.float32), 5)
         a[:3] = 1.0
         b = module._create(file, "frame", np.zeros((2, 2), np.uint8), 4)
-        assert module._whole_steps([a, b]) == 3
+        assert module.whole_steps([a, b]) == 3
 
 
 def test_a_full_disk_is_told_and_what_is_there_stays_readable(tmp_path, monkeypatch):
