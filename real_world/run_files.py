@@ -38,7 +38,7 @@ Columns = dict[str, Shaped[np.ndarray, "T ..."]]
 
 @dataclass
 class Episode:
-    """One episode. `success` is the automatic verdict, `by_hand` a person's; None: nobody said."""
+    """One episode. `success` is what was recorded, `by_hand` what a person said afterwards; None: nobody said."""
 
     number: int
     success: bool | None

@@ -2,7 +2,7 @@
 
 Writes `index.html`, `run.png` and `joints_NNNN.png` into that folder, whether the run has ended by
 itself, with a fault, was killed or still goes on. What a person says of an episode afterwards,
-`success=0:true,3:false`, goes into `verdicts.jsonl`; the page shows it beside the automatic verdict.
+`success=0:true,3:false`, goes into `verdicts.jsonl`; the page shows it beside the recorded verdict.
 """
 
 import sys
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"run_report: {error}") from None
     told = {
-        "automatic": [e.success for e in run.episodes],
+        "as recorded": [e.success for e in run.episodes],
         "by hand": [e.by_hand for e in run.episodes],
     }
     for name, verdicts in told.items():
