@@ -34,7 +34,7 @@ from pretraining.probing import SmallCNN, Split, as_pixels, fit_classes, wilson
 from toto_robot.backbone.weights import write_json
 from toto_robot.cli import parse
 
-PX = 128  # of what is drawn, and of toto-tiny
+PX = 128  # of drawn pictures, and of toto-tiny
 TASKS = {"imagenet": "eight shapes, pictures", "kinetics": "eight motions, videos"}
 ROWS = {  # label -> what it is
     "toto-tiny": "toto-tiny, attention probe",
@@ -58,11 +58,35 @@ class Config:
     videos: int = 40
     test_videos: int = 25
     frames: int = 8  # of a video; all are read
+    video_px: int = 128
     grid: int = 8  # features of a picture are kept on grid x grid, of a frame on half of that
     epochs: int = 20  # of probes
     own_epochs: int = 60  # of the CNN and the pixels' classifier
     rates: tuple[float, ...] = (3e-3, 1e-2)
     threads: int = 1
+
+
+def folder_of(config: Config, task: str) -> Path:
+    """A name for each drawing, so that features of it are found again and never those of another."""
+    numbers = (config.pictures, config.test_pictures, PX)
+    if task == "kinetics":
+        numbers = (config.videos, config.test_videos, config.frames, config.video_px)
+    return config.work / "-".join(map(str, (task, *numbers)))
+
+
+def draw(config: Config) -> None:
+    """The data of both tasks, where they are not there already."""
+    for task in TASKS:
+        folder = folder_of(config, task)
+        if folder.exists():
+            continue
+        half = folder.with_name(folder.name + ".half")
+        if task == "imagenet":
+            write_pictures(half, config.pictures, config.test_pictures, PX)
+        else:
+            counts = (config.videos, config.test_videos, config.frames)
+            write_clips(half, *counts, config.video_px)
+        half.rename(folder)
 
 
 def command(config: Config, task: str, row: str, seed: int) -> list[str]:
@@ -71,7 +95,7 @@ def command(config: Config, task: str, row: str, seed: int) -> list[str]:
     words = [
         f"task={task}",
         f"backbone={BACKBONES[row]}",
-        f"data={config.work / task}",
+        f"data={folder_of(config, task)}",
         f"out={config.out}",
         f"label={row}_s{seed}",
         f"seed={seed}",
@@ -84,7 +108,8 @@ def command(config: Config, task: str, row: str, seed: int) -> list[str]:
         "device=cpu",
     ]
     if video:
-        words += [f"frames={config.frames}", "stride=1", "views=1", "crops=1"]
+        words += [f"frames={config.frames}", f"resolution={config.video_px}"]
+        words += ["stride=1", "views=1", "crops=1"]
     return words
 
 
@@ -97,12 +122,12 @@ class Frames:
 
 
 def read_part(config: Config, task: str, held_out: bool) -> Frames:
-    """The same frames as the probes', at half (pictures) or a quarter (videos) of the size."""
+    """The same frames as the probes', at half the size."""
     video = task == "kinetics"
-    sources = (kinetics if video else imagenet1k)(config.work / task)
+    sources = (kinetics if video else imagenet1k)(folder_of(config, task))
     chosen = [source for source in sources if source.held_out == held_out]
     view = View(frames=config.frames, stride=1) if video else View()
-    side = PX // 4 if video else PX // 2
+    side = (config.video_px if video else PX) // 2
     clips = np.stack([read_clip(Clip(source, view), side) for source in chosen])
     return Frames(torch.from_numpy(clips), torch.tensor([source.label for source in chosen]))
 
@@ -145,7 +170,7 @@ def fit_own(config: Config, task: str, row: str, seed: int, train: Frames, test:
         head=None if row == "pixels" else cnn_for(example),
     )
     about = EvaluateConfig(
-        data=config.work / task, out=config.out, label=f"{row}_s{seed}", seed=seed
+        data=folder_of(config, task), out=config.out, label=f"{row}_s{seed}", seed=seed
     )
     result = Result(task, accuracies(logits, test.classes, ranks=(1,)), notes=[ROWS[row]])
     result.extra = {"rate": rate, "epochs": config.own_epochs, "input": list(example.shape[1:])}
@@ -219,14 +244,14 @@ def readme(config: Config, table: str, seconds: float) -> str:
 {seconds / 60:.0f} minutes on {config.threads} thread(s).
 
 Data: {config.pictures} drawn shapes of each of eight classes to train on and {config.test_pictures} to test, in ImageNet's layout;
-{config.videos} and {config.test_videos} videos of {config.frames} frames of each of eight motions, in Kinetics' layout (single frames tell next to
-nothing of the class). {config.seeds} seeds, which are other probes and another order of the same examples.
+{config.videos} and {config.test_videos} videos of {config.frames} frames of {config.video_px} px of each of eight motions, in Kinetics' layout (single frames tell
+next to nothing of the class). {config.seeds} seeds, which are other probes and another order of the same examples.
 
 {table}
 
 Means over the seeds; the interval is Wilson's for the test examples, which all seeds share; the best layer is
 chosen on the test examples, as in the paper, which favours rows with layers. Probes: attention pooling on frozen
-features, {config.epochs} epochs; pixels and CNN: {config.own_epochs} epochs on {PX // 2} px (videos {PX // 4} px). `summary.json` has every layer, `layers.png` the
+features, {config.epochs} epochs; pixels and CNN: {config.own_epochs} epochs at half the size. `summary.json` has every layer, `layers.png` the
 curves, and each row its `result.json` with the command.
 """
 
@@ -234,8 +259,7 @@ curves, and each row its `result.json` with the command.
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     began = time.monotonic()
-    write_pictures(config.work / "imagenet", config.pictures, config.test_pictures, PX)
-    write_clips(config.work / "kinetics", config.videos, config.test_videos, config.frames, PX)
+    draw(config)
     for task in TASKS:
         train, test = (read_part(config, task, held_out) for held_out in (False, True))
         for seed in range(config.seeds):

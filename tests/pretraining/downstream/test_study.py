@@ -9,28 +9,37 @@ import torch
 from pretraining.datasets.imagenet import imagenet1k
 from pretraining.datasets.kinetics import kinetics
 from pretraining.downstream import study
-from pretraining.downstream.study_data import MOTIONS, draw_motion, write_clips, write_pictures
+from pretraining.downstream.study_data import MOTIONS, draw_motion
 from pretraining.studies.shapes import SHAPES
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> study.Config:
     folder = tmp_path_factory.mktemp("study")
-    write_pictures(folder / "work" / "imagenet", train=2, validation=1, size=32)
-    write_clips(folder / "work" / "kinetics", train=2, validation=1, frames=4, size=32)
-    return study.Config(
-        out=folder / "out", work=folder / "work", frames=4, seeds=1, own_epochs=1, threads=1
+    config = study.Config(
+        out=folder / "out",
+        work=folder / "work",
+        seeds=1,
+        pictures=2,
+        test_pictures=1,
+        videos=2,
+        test_videos=1,
+        frames=4,
+        video_px=64,
+        own_epochs=1,
     )
+    study.draw(config)
+    return config
 
 
 def test_pictures_are_an_imagenet(config):
-    sources = imagenet1k(config.work / "imagenet")
+    sources = imagenet1k(study.folder_of(config, "imagenet"))
     assert [s.label for s in sources if s.held_out] == list(range(8))
     assert [s.label for s in sources if not s.held_out] == [i // 2 for i in range(16)]
 
 
 def test_videos_are_a_kinetics(config, capsys):
-    sources = kinetics(config.work / "kinetics")
+    sources = kinetics(study.folder_of(config, "kinetics"))
     assert sorted(s.label for s in sources if s.held_out) == list(range(8))  # type: ignore[type-var]
     assert "annotated clips are missing" not in capsys.readouterr().out
     part = study.read_part(config, "kinetics", held_out=False)
