@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from envs.spec import TASK_NAMES
 from policies.demonstrations import DemonstrationFile
+from policies.recorded import DELAY, EPISODES, successes
 from real_world.cell import HOME_RAD, Cell, CellConfig, fit_picture, open_cell
 from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
@@ -181,7 +182,7 @@ class Session:
     def _episode(self) -> Outcome:
         config, attempt = self.config, len(self.rows)
         facts = {"device": config.device, "robot": config.robot, "seed": config.seed,
-                 "attempt": attempt, "delay_steps": self.operator.delay_steps}  # fmt: skip
+                 "attempt": attempt, DELAY: self.operator.delay_steps}  # fmt: skip
         self.verdict.begin()
         self.recorder.begin(**facts)
         with no_pauses():
@@ -252,15 +253,6 @@ def make_operator(
     return Teleoperator(device, cell.robot, config.rate_hz, deadman, config.home)
 
 
-def successes(folder: Path) -> list[Path]:
-    """Files of complete, successful episodes in order."""
-    found = []
-    for path in sorted(folder.glob("episode_*.hdf5")):
-        with DemonstrationFile(path) as file:
-            found += [path] if file.facts("demo_0").get("success") else []
-    return found
-
-
 def read_attempts(path: Path) -> list[dict[str, Any]]:
     """Without a last line that a kill cut off."""
     lines = path.read_text().split("\n") if path.exists() else []
@@ -269,7 +261,7 @@ def read_attempts(path: Path) -> list[dict[str, Any]]:
 
 def check_same(folder: Path, about: Mapping[str, Any]) -> None:
     """Raises ValueError if the folder's episodes are of another task, rate, camera or action space."""
-    for path in sorted(folder.glob("episode_*.hdf5"))[:1]:
+    for path in sorted(folder.glob(EPISODES))[:1]:
         with DemonstrationFile(path) as file:
             kept = {key: file.about.get(key) for key in about}
         if kept != about:
