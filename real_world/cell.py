@@ -177,8 +177,12 @@ class Cell:
         if episode is not None:
             self.world.task.line_up([episode])
         self.world.reset()
-        if self.config.robot == "franky-sim":  # the scene's arm comes to where that one is
-            self.clock.sleep_until(self.clock.now() + SCENE_SETTLES_S)
+        # A frame of the old scene must not be the first of the new one; and the scene's arm comes to
+        # where franky-sim's is.
+        wait_s = max((1 / camera.rate_hz for camera in self.cameras), default=0.0)
+        if self.config.robot == "franky-sim":
+            wait_s = max(wait_s, SCENE_SETTLES_S)
+        self.clock.sleep_until(self.clock.now() + wait_s)
 
 
 class Shadowed:

@@ -146,3 +146,15 @@ def test_options_are_said_on_the_command_line():
         main(["limits=wide"])
     with pytest.raises(SystemExit, match="needs host="):
         main(["robot=franka"])
+
+
+def test_the_first_picture_of_an_episode_is_of_its_own_scene():
+    with open_cell(simulated(), "franka_pick", ["wrist"], 64, 30) as cell:
+        seen = []
+        for number in range(3):
+            cell.begin_episode(lambda: "", episode=(0, number))
+            frame = cell.cameras[0].latest()
+            assert frame is not None and cell.world is not None
+            assert np.abs(frame.colour.astype(int) - cell.world.picture("wrist", 64)).mean() < 0.5
+            seen.append(frame.colour)
+        assert (seen[0] != seen[1]).any() and (seen[1] != seen[2]).any()

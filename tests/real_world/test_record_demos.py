@@ -9,6 +9,7 @@ import pytest
 
 from policies.demonstrations import DemonstrationFile
 from real_world import record_demos
+from real_world.cell import Cell
 from real_world.contracts import RobotError
 from real_world.kinematics import hand_position
 from real_world.record_demos import RecordConfig, main, run
@@ -105,15 +106,13 @@ def test_quit_before_the_start(monkeypatch, tmp_path):
 
 
 def test_an_arm_that_is_not_at_home_is_not_started(monkeypatch, tmp_path):
-    monkeypatch.setattr(record_demos, "go_to", lambda *args, **options: 0.0)
+    monkeypatch.setattr(Cell, "begin_episode", lambda *args: None)
     monkeypatch.setattr(record_demos, "NEAR_RAD", 1e-4)
     config = RecordConfig(paced=False, out=tmp_path, keys="none", home_rad=(0.0,) * 7)
-    config.robot = "franky-sim"  # whose reset does not put the arm anywhere
 
     def opened(*args):
-        config.robot = "sim"
         cell = open_cell(*args)
-        config.robot = "franky-sim"
+        config.robot = "franky-sim"  # whose reset does not put the arm anywhere
         return cell
 
     open_cell = record_demos.open_cell
