@@ -5,7 +5,9 @@ import torch
 
 from pretraining.probing import (
     CLASS_RATES,
+    HEADS,
     AttentiveHead,
+    CrossHead,
     Split,
     average_grid,
     fit_attention,
@@ -72,7 +74,7 @@ def test_grid_averages_neighbours():
         average_grid(tokens, 3)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("pooling", HEADS)
 def test_classifiers_find_classes_and_nothing_where_there_is_nothing(pooling: str):
     generator = torch.Generator().manual_seed(3)
     classes = torch.randint(4, (480,), generator=generator)
@@ -102,10 +104,10 @@ def test_attention_pooling_finds_the_marked_token_that_the_mean_dilutes():
     x[torch.arange(1200), place, 5] = 1.0
     found = split_of(x + 0.1 * torch.randn(x.shape, generator=generator), classes, 1000)
     hits = {}
-    for pooling in ("mean", "attention"):
+    for pooling in ("mean", "attention", "cross"):
         logits, _ = fit_classes(found, 4, pooling, lambda part: part, 16, epochs=30)
         hits[pooling] = (logits.argmax(1) == found.test_y).float().mean().item()
-    assert hits["attention"] > 0.9 and hits["mean"] < 0.6
+    assert hits["attention"] > 0.9 and hits["cross"] > 0.9 and hits["mean"] < 0.6
 
 
 def test_attentive_head_equals_the_formula():
@@ -117,3 +119,23 @@ def test_attentive_head_equals_the_formula():
     weights = (keys @ head.query / 8**0.5).softmax(dim=1)
     expected = head.out((weights[..., None] * values).sum(1))
     assert torch.allclose(head(tokens), expected, atol=1e-5)
+
+
+def test_cross_head_equals_the_formula():
+    """z = q + W_o softmax(W_q q (W_k H)^T / sqrt(d)) W_v H, then z + MLP(LayerNorm(z)), for one head."""
+    torch.manual_seed(0)
+    head = CrossHead(8, 3, head_width=8).eval()
+    tokens = torch.randn(2, 5, 8)
+    query, key, value = head.attention.in_proj_weight.chunk(3)
+    weights = (tokens @ key.T @ (query @ head.query) / 8**0.5).softmax(dim=1)
+    mixed = (weights[..., None] * (tokens @ value.T)).sum(1)  # biases begin at zero
+    z = head.query + mixed @ head.attention.out_proj.weight.T
+    normal = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    first, last = head.mlp[1], head.mlp[3]
+    assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
+    wide = torch.nn.functional.gelu(normal @ first.weight.T + first.bias)
+    expected = z + wide @ last.weight.T + last.bias
+    assert wide.shape == (2, 32)
+    assert torch.allclose(head(tokens), head.out(expected), atol=1e-5)
+    with pytest.raises(ValueError, match="width 131 does not divide into 2 heads"):
+        CrossHead(131, 3)
