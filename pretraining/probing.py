@@ -36,7 +36,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count` trials."""
     centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5 / (1 + Z**2 / count)
-    return centre - half, centre + half
+    return max(centre - half, 0.0), min(centre + half, 1.0)  # rounding
 
 
 def r_squared(predicted: Float[Tensor, "M K"], target: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:

@@ -42,7 +42,10 @@ LISTS = "lists/localize"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(VideoConfig):
-    """CATER snitch localisation from frozen features: probes at every layer."""
+    """CATER snitch localisation: probes at every layer of a frozen model, or mode=hybrid, finetune."""
+
+    augment: bool = False  # in a mirrored picture the snitch is in another cell
+    cutmix: float = 0.0  # a part of a picture may lack the snitch that its label tells of
 
 
 def listed(root: Path, split: str) -> tuple[list[Source], dict[str, str]]:

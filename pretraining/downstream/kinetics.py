@@ -26,7 +26,7 @@ TASK = "kinetics"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(VideoConfig):
-    """Kinetics classification from frozen features: probes at every layer."""
+    """Kinetics: probes at every layer of a frozen model, or mode=hybrid, finetune."""
 
     stride: int | None = 4
     views: int = 5

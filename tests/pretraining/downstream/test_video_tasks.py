@@ -74,7 +74,8 @@ def make_kinetics(root: Path, train: int, validation: int) -> Path:
 def run(task: str, data: Path, out: Path, *words: str) -> dict:
     evaluate.main([f"task={task}", "backbone=toto-tiny", f"data={data}", f"out={out}",
                    f"cache={out / 'features'}", "threads=1", "rates=3e-3,1e-2", *words])  # fmt: skip
-    return json.loads((out / task / "toto-tiny/result.json").read_text())
+    (path,) = (out / task).glob("*/result.json")
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,22 @@ def test_cater_finds_the_last_cell(tmp_path, frames):
     metrics = result["metrics"]
     assert metrics["top1_%"]["count"] == metrics["L1_cells"]["count"] == 14
     assert metrics["top1_%"]["value"] >= 80.0 and metrics["L1_cells"]["value"] <= 1.0
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "finetune"])
+def test_cater_trains_on_the_squares_that_its_labels_are_of(tmp_path, monkeypatch, mode):
+    """Every training clip is the whole centre, never mirrored: else its cell would be another."""
+    data = make_cater(tmp_path / "all_actions", train=2, validation=1)
+    seen = []
+
+    def watch(source, views, resolution):
+        seen.extend(view.crop for view in views)
+        return read_views(source, views, resolution)
+
+    monkeypatch.setattr("pretraining.downstream.clips.read_views", watch)
+    words = (f"mode={mode}", "resolution=32", "frames=4", "layers=4", "epochs=1")
+    run("cater", data, tmp_path / "out", *words, f"label={mode}")
+    assert len(seen) >= 9 and set(seen) == {CENTRE}
 
 
 def test_distances_by_hand():
