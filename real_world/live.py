@@ -218,9 +218,17 @@ def _blueprint(cameras: Sequence[str]) -> Any:
         "missed": "deadlines missed",
     }
     left = rrb.Vertical(*pictures, rrb.TextLogView(origin="log", name="what happened"))
-    views = [rrb.TimeSeriesView(origin=entity, name=name) for entity, name in curves.items()]
-    right = rrb.Vertical(*views, row_shares=[3, 1, 2, 1, 1])
-    return rrb.Blueprint(rrb.Horizontal(left, right, column_shares=[2, 3]))
+    views = [
+        rrb.TimeSeriesView(origin=entity, name=name, plot_legend=rrb.PlotLegend(visible=i > 0))
+        for i, (entity, name) in enumerate(curves.items())  # of 21 joint curves it would hide all
+    ]
+    right = rrb.Vertical(*views, row_shares=[3, 2, 2, 2, 1])
+    return rrb.Blueprint(
+        rrb.Horizontal(left, right, column_shares=[2, 3]),
+        rrb.BlueprintPanel(state="collapsed"),
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.TimePanel(state="collapsed", timeline="monotonic", play_state="following"),
+    )
 
 
 class Viewer:
