@@ -238,7 +238,8 @@ def make_operator(
     if config.device == "expert":
         assert cell.world is not None
         return SceneExpert(cell.world, cell.robot, config.rate_hz)
-    if isinstance(keys, NoKeys) and (config.device == "keyboard" or config.by_key):
+    by_hand = config.device == "keyboard" or config.by_key or bool(config.deadman_key)
+    if isinstance(keys, NoKeys) and by_hand:
         raise KeysError(f"device={config.device} needs keys: start it in a terminal, or keys=evdev")
     if config.device == "kinesthetic":
         return HandGuide(cell.robot, keys, config.rate_hz)
