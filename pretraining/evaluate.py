@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {  # name -> module, imported when asked for
     "ego4d-sta": "pretraining.downstream.ego4d_sta",
     "imagenet": "pretraining.downstream.imagenet",
     "kinetics": "pretraining.downstream.kinetics",
+    "robot": "pretraining.downstream.robot",
 }
 
 
