@@ -111,9 +111,15 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = self.time_is_up = False
         self._at = math.inf
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self.note)
+                self._before[number] = signal.signal(number, self.note)
+
+    def release(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

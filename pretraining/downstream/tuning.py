@@ -225,6 +225,7 @@ def fit(
                 checkpoint.save(step + 1)
                 raise SystemExit(f"stopped after step {step + 1}; the same command continues there")
     checkpoint.save(steps)
+    interrupt.release()
 
 
 @torch.no_grad()

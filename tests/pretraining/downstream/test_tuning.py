@@ -1,5 +1,7 @@
 """Whole models trained on the target set: what reaches them, and what a kill leaves."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +111,27 @@ def test_training_finds_the_classes_and_a_kill_changes_nothing(
         assert torch.equal(one.logits, other.logits) and one.rate == other.rate
     with pytest.raises(ValueError, match="comes from other settings"):
         tune("imagenet", replace(killed, lr=2e-3), tiny, *parts)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tiny, pictures, tmp_path, monkeypatch):
+    clips, classes = pictures
+    parts = ((clips[:30], classes[:30]), (clips[30:], classes[30:]), 2)
+    config, real, calls = options(tmp_path, epochs=2), tuning.set_lr, []
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(tuning, "set_lr", stop)
+    with pytest.raises(SystemExit, match="stopped after step 3"):
+        tune("imagenet", config, tiny, *parts)
+    signal.signal(signal.SIGTERM, handler)
+    tune("imagenet", config, tiny, *parts)
+    assert len(calls) == 2 * (27 // 6)  # no step twice
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_corrupt_pictures_are_named_once_for_all(tiny, pictures, tmp_path):
