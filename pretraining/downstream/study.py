@@ -6,7 +6,7 @@ Drawn shapes in ImageNet's layout and drawn motions in Kinetics' (study_data.py)
 commands with toto-tiny's weights and with random ones; beside them a linear classifier of raw pixels and
 a small network trained end to end, all by the same fitting (pretraining.probing.fit_classes). Each
 `seeds` times, with other probes and another order of the same examples. Writes the rows, summary.json, a
-plot of the layers and README.md; about 10 minutes on one thread.
+plot of the layers and README.md.
 """
 
 import statistics
