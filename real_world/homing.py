@@ -12,8 +12,8 @@ from real_world.pacing import Clock, Pacer
 HOMING_RAD_S = (
     0.4  # of the joint that has farthest to go, on average; 1.875 times that at its fastest
 )
-NEAR_RAD, STILL_RAD_S = 0.05, 0.05
-SETTLE_S = 2.0  # for an arm that follows like a spring
+NEAR_RAD, STILL_RAD_S = 0.1, 0.05
+SETTLE_S = 5.0  # for an arm that follows like a spring
 
 
 def go_to(
@@ -42,7 +42,11 @@ def go_to(
         reason = stop_asked() or ("" if state.mode == "ready" else f"{state.mode}: {state.message}")
         error = float(np.abs(state.q_rad - q_rad).max())
         if not reason and passed_s > seconds + SETTLE_S:
-            reason = f"{error:.3f} rad away after homing, expected {near_rad:g} or less"
+            speed = float(np.abs(state.dq_rad_s).max())
+            reason = (
+                f"{error:.3f} rad away after homing and moving at {speed:.3f} rad/s, expected at most "
+                f"{near_rad:g} and {STILL_RAD_S:g}"
+            )
         if reason:
             robot.stop(f"homing: {reason}")
             raise RobotError(f"homing: {reason}. Is something in the way?")

@@ -7,7 +7,6 @@ and beside it a journal with a line for each chunk of rows that is on the disk, 
 is killed goes on after the last line, and rows that are not what was written are made again.
 """
 
-import copy
 import fcntl
 import hashlib
 import json
@@ -83,28 +82,6 @@ class FeatureOptions:
     start: int = VIDEO_START
     limit_gb: float = 50.0
     workers: int = 4
-
-
-def at_resolution(backbone: FrozenBackbone, resolution: int | None) -> FrozenBackbone:
-    """The same network, reading frames of another size; None: its own.
-
-    A causal model's positions simply run on (rotary ones do, learned ones must be long enough).
-
-    Raises:
-        ValueError: it is no multiple of the token's side; or an image encoder, whose position
-            embeddings are of one size.
-    """
-    if resolution is None or resolution == backbone.resolution:
-        return backbone
-    stride = backbone.encoder.config.stride
-    if backbone.reads_images or resolution % stride or resolution <= 0:
-        raise ValueError(
-            f"resolution={resolution}: {backbone.name} reads {backbone.resolution} px"
-            + ("" if backbone.reads_images else f", or another multiple of {stride}")
-        )
-    other = copy.copy(backbone)  # parameters are shared
-    other.resolution, other.tokens_per_side = resolution, resolution // stride
-    return other
 
 
 def layers_of(backbone: FrozenBackbone, layers: Sequence[int] | None) -> list[int]:

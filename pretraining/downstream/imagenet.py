@@ -12,7 +12,6 @@ import torch
 from pretraining.datasets.imagenet import imagenet1k
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Result
-from pretraining.downstream.features import at_resolution
 from pretraining.downstream.probes import accuracies, layers_result
 from pretraining.downstream.tuning import TuneConfig, classify
 from pretraining.sources import Source
@@ -61,7 +60,7 @@ def labelled_pictures(config: Config) -> tuple[list[Source], list[Source], int]:
 
 def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     train, validation, num_classes = labelled_pictures(config)
-    network = at_resolution(backbone, config.resolution)
+    network = backbone.at_resolution(config.resolution or backbone.resolution)
     clips = [Clip(s, View(crop=crop)) for s in train for crop in crops_of(s.name, config.crops)]
     classes = torch.tensor([s.label for s in validation])
     found = classify(

@@ -1,7 +1,7 @@
 """Probes of every layer on cached features: fitted side by side, scored with intervals, drawn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,17 @@ class ProbeConfig(EvaluateConfig):
     cache: Path = Path("outputs/features")
     cache_gb: float = 50.0  # of training or validation features; larger ones are refused
     workers: int = 4  # threads that decode
+
+    def folder(self, task: str) -> Path:
+        """Rows of another pooling, resolution or number of frames lie beside each other."""
+        folder = super().folder(task)
+        shown = {"pooling": "{}", "resolution": "{}px", "frames": "{}frames"}
+        more = [
+            shown[option.name].format(value)
+            for option in fields(self)
+            if option.name in shown and (value := getattr(self, option.name)) != option.default
+        ]
+        return folder.with_name("-".join([folder.name, *more])) if self.label is None else folder
 
     def features(self) -> FeatureOptions:
         """Averages need one token of each frame, the mean of its tokens."""

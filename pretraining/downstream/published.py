@@ -15,7 +15,7 @@ class Published:
     """One row of a table.
 
     Attributes:
-        task: as in `task=` of pretraining.evaluate; "robot" for the real arm.
+        task: as in `task=` of pretraining.evaluate; "real-robot" for the real arm.
         setting: whatever tells rows of one name apart: input, pooling, frames, resolution.
         size: architecture and parameters as the paper gives them, "" where it does not.
     """
@@ -206,7 +206,7 @@ CATER = _rows(
 )
 
 ROBOT = _rows(
-    "robot",
+    "real-robot",
     "Table 11",
     "success_%",
     (

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretraining.downstream.common import EvaluateConfig, Metric, Result
 from pretraining.downstream.features import layers_of
+from pretraining.downstream.published import CURVES
 from pretraining.pictures import Line, Panel, plot_panels
 from pretraining.probing import wilson
 from toto_robot.backbone import FrozenBackbone
@@ -25,7 +26,7 @@ TASK = "robot"
 PROBED_ENV = "franka_pick"  # the only task that `probe` films
 READS = ("grid", "attention")
 # Franka pick, toto-base, success in % after 1 to 12 blocks, read off Fig. 8 right.
-PUBLISHED = (51.0, 58.5, 66.4, 66.4, 66.5, 68.0, 67.7, 64.7, 63.8, 65.0, 65.6, 69.0)
+PUBLISHED = next(curve for curve in CURVES if curve.task == "robot").values
 
 
 @dataclass(frozen=True, kw_only=True)

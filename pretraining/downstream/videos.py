@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Metric, Result
-from pretraining.downstream.features import at_resolution
 from pretraining.downstream.probes import (
     LayerFit,
     accuracies,
@@ -120,7 +119,7 @@ def probe_videos(
     task: str, videos: Videos, config: VideoConfig, backbone: FrozenBackbone
 ) -> Probed:
     """A probe at each layer. A test video of which any view cannot be read is skipped."""
-    network = at_resolution(backbone, config.resolution)
+    network = backbone.at_resolution(config.resolution or backbone.resolution)
     train_views = views_of(config, config.train_views, 1)
     views, averaged = views_at_test(config)
     train_clips = [Clip(source, view) for source in videos.train for view in train_views]

@@ -74,7 +74,8 @@ def test_a_fault_is_the_exit_status(tmp_path, monkeypatch, capsys):
 
 def test_a_full_disk_holds_the_arm_and_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(run_bc, "Recorder", partial(Recorder, free_bytes=10**18))
-    report = run(replace(SHORT, paced=True, seconds=5.0, out=tmp_path))
+    slack = {"watchdog_ms": 5000.0, "max_age_ms": 5000.0, "missed_in_a_row": 1000}
+    report = run(replace(SHORT, paced=True, seconds=5.0, out=tmp_path, **slack))
     (episode,) = report["episodes"]
     assert episode["fault"] and "disk full" in episode["end_reason"]
     assert "disk full" in episode["recording"] and (tmp_path / episode["file"]).exists()

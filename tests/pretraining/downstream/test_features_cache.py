@@ -12,7 +12,7 @@ from PIL import Image
 
 from pretraining.downstream import features as module
 from pretraining.downstream.clips import Clip, View, read_clip
-from pretraining.downstream.features import FeatureOptions, at_resolution, cached_features, to_grid
+from pretraining.downstream.features import FeatureOptions, cached_features, to_grid
 from pretraining.sources import Source, images, videos
 from pretraining.video import Crop
 from toto_robot.backbone import FrozenBackbone, load_backbone
@@ -21,7 +21,9 @@ from toto_robot.backbone.causal import IMAGE_START
 
 @pytest.fixture(scope="module")
 def tiny() -> FrozenBackbone:
-    return at_resolution(load_backbone("toto-tiny", all_layers=True), 32)  # 16 tokens
+    return load_backbone("toto-tiny", all_layers=True, readout="tokens").at_resolution(
+        32
+    )  # 16 tokens
 
 
 @pytest.fixture
@@ -98,11 +100,11 @@ def test_every_change_gives_new_features(tiny, pictures, tmp_path, encoded):
         return sum(encoded) - before
 
     assert made() == 5 and made() == 0
-    other = load_backbone("random-tiny", all_layers=True)
-    assert made(at_resolution(other, 32)) == 5
+    other = load_backbone("random-tiny", all_layers=True, readout="tokens")
+    assert made(other.at_resolution(32)) == 5
     other.trunk.blocks[0].attention_norm.weight.data += 0.5  # the same name and hash, other tensors
-    assert made(at_resolution(other, 32)) == 5
-    assert made(at_resolution(tiny, 64)) == 5
+    assert made(other.at_resolution(32)) == 5
+    assert made(tiny.at_resolution(64)) == 5
     assert made(clips=clips_of(pictures, crop=Crop(0.0, 0.0))) == 5
     assert made(clips=clips_of(pictures[:4])) == 4
     assert made(options=replace(options, grid=2)) == 5
@@ -207,8 +209,8 @@ def test_frames_of_a_view_by_hand():
 
 
 def test_other_resolutions_are_for_causal_models(tiny):
-    assert at_resolution(tiny, 64).tokens_per_side == 8 and tiny.tokens_per_side == 4
-    with pytest.raises(ValueError, match="another multiple of 8"):
-        at_resolution(tiny, 60)
-    with pytest.raises(ValueError, match="mae-tiny reads 128 px"):
-        at_resolution(load_backbone("mae-tiny"), 64)
+    assert tiny.at_resolution(64).tokens_per_side == 8 and tiny.tokens_per_side == 4
+    with pytest.raises(ValueError, match="expected a multiple of 8 px"):
+        tiny.at_resolution(60)
+    with pytest.raises(ValueError, match="mae-tiny has learned positions"):
+        load_backbone("mae-tiny").at_resolution(64)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from pretraining.downstream import tuning
 from pretraining.downstream.clips import Clip, View
-from pretraining.downstream.features import at_resolution
 from pretraining.downstream.finetune import FineTuned, kept, mixed, smooth
 from pretraining.downstream.hybrid import Hybrid
 from pretraining.downstream.tuning import LiveClips, TuneConfig, batch_rows, parts_of, tune
@@ -24,7 +23,9 @@ from toto_robot.backbone.names import load_with_head, random_with_head
 
 @pytest.fixture(scope="module")
 def tiny() -> FrozenBackbone:
-    return at_resolution(load_backbone("toto-tiny", all_layers=True), 32)  # 16 tokens
+    return load_backbone("toto-tiny", all_layers=True, readout="tokens").at_resolution(
+        32
+    )  # 16 tokens
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_time_s_arrow_is_in_the_blocks_and_not_in_the_embeddings(films, tmp_path
     assert result["best_layer"] == 4 and result["metrics"] == result["layers"][1]
     assert result["metrics"]["top1_%"]["count"] == 16
     assert "top1_views_%" not in result["metrics"]
-    assert (tmp_path / "kinetics/toto-tiny/layers.png").stat().st_size > 1000
+    assert (tmp_path / "kinetics/toto-tiny-mean-64px-4frames/layers.png").stat().st_size > 1000
 
 
 def test_missing_corrupt_and_replaced_clips(films, tmp_path):
