@@ -39,7 +39,7 @@ def frames_key(frames: UInt8[np.ndarray, "T H W 3"]) -> str:
 
 class FeatureCache:
     """Features by frames. `backbone` as in `policies.feature_vec_env.Backbone`; one that is
-    trainable hands out frames, which are kept channels first as uint8."""
+    trainable hands out frames, which are kept as they are: robomimic moves the channels itself."""
 
     def __init__(self, folder: Path, backbone: Any):
         self.folder, self.backbone = folder / encoder_key(backbone), backbone
@@ -62,7 +62,7 @@ class FeatureCache:
                 features = self.backbone(part)
             self.encodes += len(part)
             if getattr(self.backbone, "trainable", False):
-                yield features.permute(0, 3, 1, 2).cpu().numpy()
+                yield features.cpu().numpy()
                 continue
             half = features.to(torch.float16).cpu().numpy()
             if not np.isfinite(half).all():

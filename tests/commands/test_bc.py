@@ -10,6 +10,7 @@ pytest.importorskip("robomimic", reason="scripts/setup.sh installs it")
 
 from policies.demonstrations import Demonstration, assemble, write_episode
 from policies.policy import load_policy
+from toto_robot.backbone import load_backbone
 from toto_robot.bc import BCConfig, Run, train
 from toto_robot.runs import StopSignal, read_metrics
 
@@ -82,3 +83,20 @@ def test_another_option_does_not_go_on_in_the_same_folder(tmp_path):
     Run(config, FakeBackbone())
     with pytest.raises(SystemExit, match="other options"):
         Run(replace(config, seed=1), FakeBackbone())
+
+
+def test_a_network_on_the_frames_themselves_is_trained_end_to_end(tmp_path):
+    backbone = load_backbone("cnn")
+    config = BCConfig(
+        data=make_demos(tmp_path, count=2), out=tmp_path / "run", backbone="cnn", epochs=1,
+        steps_per_epoch=1, eval_every=0,
+    )  # fmt: skip
+    run = Run(config, backbone)
+    before = {k: v.clone() for k, v in run.algo.nets.state_dict().items() if "obs_nets.wrist" in k}
+    train(run, StopSignal())
+    after = run.algo.nets.state_dict()
+    assert before and all(not torch.equal(v, after[k]) for k, v in before.items())
+    policy = load_policy(tmp_path / "run/checkpoints/best", backbone)
+    obs = {"obs": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "states": torch.zeros(1, 18),
+           "targets": torch.zeros(1, 9)}  # fmt: skip
+    assert policy.plan(obs).isfinite().all()
