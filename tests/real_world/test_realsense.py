@@ -4,6 +4,7 @@
 
 import builtins
 import itertools
+import threading
 import time
 from dataclasses import astuple
 
@@ -130,15 +131,20 @@ def test_a_camera_that_stays_away_is_an_error_that_says_what_to_do(pair):
 
 
 def test_a_stop_that_hangs_does_not_hang_close(pair, monkeypatch):
+    freed = threading.Event()
+
     class Hanging:
         def stop(self):
-            time.sleep(30)
+            freed.wait(30)
+
+        def close(self): ...
 
     monkeypatch.setattr("real_world.realsense.STOP_S", 0.1)
     pair[1]._sensors.append(Hanging())
     start = time.monotonic()
     pair[1].close()
     assert time.monotonic() - start < 2
+    freed.set()
 
 
 def test_a_profile_that_does_not_exist_lists_those_that_do(pair):
