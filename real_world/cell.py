@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 
 from envs.spec import CONTROL_RATE_HZ, FRANKA
-from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, RobotState
+from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, RobotError, RobotState
 from real_world.guard import Guard
 from real_world.homing import go_to
 from real_world.limits import Limits
@@ -168,6 +168,9 @@ class Cell:
 
         Raises RobotError: it did not get there, or was stopped on the way.
         """
+        if reason := stop_asked():  # whoever stopped the arm must not find it taking targets again
+            self.robot.stop(reason)
+            raise RobotError(f"no episode was begun: {reason}")
         if self.robot.stopped:
             self.robot.connect()
         if self.config.robot != "sim":  # whose reset puts the arm at its start

@@ -98,6 +98,14 @@ def test_homing_stops_when_asked_and_when_the_arm_does_not_come():
             go_to(cell.robot, HOME_RAD + 0.3, 0.0, cell.clock)
 
 
+def test_an_arm_that_was_stopped_between_episodes_stays_stopped():
+    with open_cell(simulated(), "franka_pick", ["wrist"], 32, 30) as cell:
+        with pytest.raises(RobotError, match="no episode was begun: space was pressed"):
+            cell.begin_episode(lambda: "space was pressed")
+        with pytest.raises(RobotError, match="stopped"):
+            cell.robot.send(Command(HOME_RAD, 0.0))
+
+
 def test_a_second_runner_of_the_same_arm_is_refused(tmp_path):
     with only_one(tmp_path / "arm", "the arm"), pytest.raises(ValueError, match="uses the arm"):
         only_one(tmp_path / "arm", "the arm")
