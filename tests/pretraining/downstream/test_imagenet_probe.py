@@ -81,7 +81,7 @@ def test_every_layer_is_scored_and_corrupt_pictures_are_named(plain_set, tmp_pat
     assert result["layers"][result["best_layer"]]["top1_%"]["value"] == best == top1["value"]
     names = {Path(name).name for name in result["skipped"]}
     assert names == {f"{WNIDS[1]}_3.JPEG", "ILSVRC2012_val_00000005.JPEG"}
-    assert (tmp_path / "out/imagenet/toto-tiny/layers.png").stat().st_size > 5000
+    assert (tmp_path / "out/imagenet/toto-tiny-64px/layers.png").stat().st_size > 5000
     assert "top1_% 100 [" in capsys.readouterr().out
 
 
@@ -105,7 +105,7 @@ def test_whole_models_are_trained(plain_set, tmp_path, mode):
         "cutmix=0",
     )
     result = run(plain_set, tmp_path / "out", *words)
-    assert result["label"] == f"toto-tiny-{mode}" and result["extra"]["mode"] == mode
+    assert result["label"] == f"toto-tiny-64px-{mode}" and result["extra"]["mode"] == mode
     assert result["best_layer"] in (0, 8) and result["metrics"]["top1_%"]["value"] > 60
 
 
