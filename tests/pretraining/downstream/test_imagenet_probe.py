@@ -81,7 +81,7 @@ def test_every_layer_is_scored_and_corrupt_pictures_are_named(plain_set, tmp_pat
     assert result["layers"][result["best_layer"]]["top1_%"]["value"] == best == top1["value"]
     names = {Path(name).name for name in result["skipped"]}
     assert names == {f"{WNIDS[1]}_3.JPEG", "ILSVRC2012_val_00000005.JPEG"}
-    assert (tmp_path / "out/imagenet/toto-tiny-64px/layers.png").stat().st_size > 5000
+    assert (tmp_path / "out/imagenet/toto-tiny-mean-64px/layers.png").stat().st_size > 5000
     assert "top1_% 100 [" in capsys.readouterr().out
 
 
