@@ -8,7 +8,6 @@ cell was made with.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from policies.demonstrations import DemonstrationFile
 from toto_robot.cli import parse
 from toto_robot.runs import wilson_interval, write_json
 
@@ -116,14 +116,15 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def publish(config: Config) -> None:
     rows = rows_of(config)
+    with DemonstrationFile(config.data) as file:
+        about = file.about["options"]
     for folder in filter(None, (config.out, config.keep)):
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"epochs": config.epochs, "steps_per_epoch": config.steps_per_epoch,
                     "replan_every": config.replan_every}  # fmt: skip
-        write_json(folder / "study.json", {"settings": settings, "rows": rows})
+        facts = {"settings": settings, "demonstrations": about, "rows": rows}
+        write_json(folder / "study.json", facts)
         draw(rows, folder / "study.png")
-    if config.keep is not None and config.data.with_suffix(".json").is_file():
-        shutil.copy(config.data.with_suffix(".json"), config.keep / "demonstrations.json")
 
 
 def main(config: Config) -> None:

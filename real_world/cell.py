@@ -93,10 +93,6 @@ class CellConfig:
         """Whether nothing real moves."""
         return self.robot != "franka"
 
-    @property
-    def has_scene(self) -> bool:
-        return self.simulated or self.camera in ("sim", "realsense-software")
-
     def arm_limits(self) -> Limits:
         """Those of the task let every action of a simulator's policy through, joints and box apart."""
         box = (self.box_m[:3], self.box_m[3:]) if self.box_m else SIM_BOX_M
@@ -285,7 +281,7 @@ def open_cell(
     clock: Clock = WallClock() if config.paced else VirtualClock()
     with ExitStack() as stack:
         world = None
-        if config.has_scene:
+        if config.simulated:  # then there is a scene
             world = SimWorld(env, clock, config.seed, config.visuals)
             stack.callback(world.close)
         arm = _arm(config, world, config.command_hz or rate_hz, stack)

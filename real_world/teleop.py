@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.spec import CONTROL_RATE_HZ, FRANKA, STATES
+from real_world.cell import HOME_RAD
 from real_world.contracts import ARM_JOINTS, RobotError
 from real_world.devices import Device, Fingers
 from real_world.guard import Guard
@@ -23,7 +24,6 @@ from real_world.sim import SimWorld
 
 POLL_S = 0.02  # of a key that starts an episode
 LEAD_RAD = 0.3  # of the targets before the measured joints: an arm that is held pushes no harder
-HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
 
 
 def joints_of(obs: Mapping[str, Tensor]) -> Float[np.ndarray, " 7"]:

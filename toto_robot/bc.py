@@ -92,9 +92,9 @@ class BCConfig:
     )
     n: int | None = None  # demonstrations, the first of the file; None: all
     cache: Path | None = None  # None: <data>.features
-    epochs: int = 30
-    steps_per_epoch: int = 100
-    replan_every: int = 4  # control steps that are played of a plan
+    epochs: int = 50
+    steps_per_epoch: int = 200
+    replan_every: int = 2  # control steps that are played of a plan
     eval_every: int = 10  # epochs between evaluations in the simulator; 0: none
     eval_episodes: int = 16
     seed: int = 0
