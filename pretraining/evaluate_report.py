@@ -1,17 +1,13 @@
 """One page of all evaluations: `python -m pretraining.evaluate_report results=outputs/evaluate out=report`."""
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 
+from pretraining.downstream.report import ReportConfig, write_report
 from toto_robot.cli import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    if importlib.util.find_spec("jinja2") is None:
-        raise SystemExit('the page needs jinja2: pip install -e ".[report]"')
-    from pretraining.downstream.report import ReportConfig, write_report
-
     config = parse(ReportConfig, sys.argv[1:] if arguments is None else arguments)
     try:
         page = write_report(config)

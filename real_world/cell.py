@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ LEAD_S = 0.2  # damping over stiffness of the scene's joints (envs.spec: PixMC's
 @dataclass(kw_only=True)
 class CellConfig:
     """Which arm, which cameras, within which limits."""
+
+    looks: ClassVar[bool] = True  # false: what runs in the cell needs no camera
 
     robot: Literal["sim", "franky-sim", "franka"] = "sim"
     camera: Literal["sim", "realsense", "realsense-software", "recording"] = "sim"
@@ -124,7 +126,7 @@ def problems_of(config: CellConfig) -> list[str]:
             found.append("limits=task is for simulated arms: a real one keeps to limits=arm")
         if config.camera == "recording" and not config.dry_run:
             found.append("robot=franka camera=recording would act on old pictures: dry_run=true")
-        if config.camera in ("sim", "realsense-software"):
+        if config.looks and config.camera in ("sim", "realsense-software"):
             found.append(f"robot=franka camera={config.camera}: a real arm needs a real camera")
     if not config.paced and (config.robot, config.camera) != ("sim", "sim"):
         found.append("paced=false is for robot=sim camera=sim: everything else runs in real time")
@@ -328,7 +330,9 @@ def _cameras(
     rate_hz: float,
     stack: ExitStack,
 ) -> list[Camera]:
-    """Not yet connected, in the order of `names`."""
+    """Not yet connected, in the order of `names`; none for none."""
+    if not names:
+        return []
     if config.camera == "sim":
         assert world is not None
         late = (config.latency_ms / 1000, config.jitter_ms / 1000, config.drop, config.seed)

@@ -32,6 +32,8 @@ COLUMNS = ("q_sent_rad", "q_rad")  # [T, 8]: 7 joints and the gripper's width
 class ReplayConfig(CellConfig):
     """Send a recorded episode's targets to an arm again."""
 
+    looks = False
+
     episode: Path
     demo: str = "demo_0"  # of a file with several
     rate_hz: int | None = None  # None: the recorded one; another is refused

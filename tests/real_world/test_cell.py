@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from real_world.cell import HOME_GRIPPER_M, HOME_RAD, CellConfig, fit_picture, o
 from real_world.contracts import CameraError, Command, Frame, RobotError
 from real_world.homing import NEAR_RAD, go_to
 from real_world.realsense_twin import write_recording
+from real_world.replay import ReplayConfig
 from real_world.run_bc import RunConfig, main, run
 from tests.real_world.makers import need
 
@@ -46,6 +48,15 @@ BOX = (0.0, -0.5, 0.0, 0.8, 0.5, 1.0)
 def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         CellConfig(**options)
+
+
+def test_a_replay_needs_no_camera_not_even_of_a_real_arm():
+    config = ReplayConfig(robot="franka", host="h", box_m=BOX, episode=Path("episode.hdf5"))
+    assert config.camera == "sim" and not config.looks
+    with open_cell(
+        replace(simulated(), paced=True, camera="realsense"), "franka_pick", [], 32, 30
+    ) as c:
+        assert c.cameras == []  # nothing was looked for
 
 
 def test_a_real_arm_keeps_to_its_limits_and_a_simulated_one_may_do_what_its_task_allows():
