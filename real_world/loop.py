@@ -7,7 +7,7 @@ the time of receipt. A plan is the next K actions; an action is a change of the 
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,11 @@ class LoopOptions:
     max_frame_age_s: float = 0.25
     starved_s: float = 0.3  # without an action for so long, the policy is late
     missed_in_a_row: int = 5
-    threaded: bool = False  # the policy thinks beside the loop: slow ones
+    replan_every: int = 1  # policy steps that are played of a plan before the next is asked for
+    threaded: bool = False  # the policy thinks beside the loop, which never waits for it too long
+    send_after_s: float = (
+        0.0  # no command leaves earlier in its tick: an even beat, a known latency
+    )
     blend: float = 0.0  # share of the older plan where plans overlap; 0: the newest counts
 
     def __post_init__(self) -> None:
@@ -63,6 +67,11 @@ class LoopOptions:
             raise ValueError(
                 f"command_hz={self.command_hz:g} must be a multiple of the policy's rate, "
                 f"{self.policy_hz:g} Hz"
+            )
+        if not 0 <= self.send_after_s < 1 / self.command_hz:
+            raise ValueError(
+                f"commands are sent {1000 * self.send_after_s:g} ms into a tick: expected 0 or more, "
+                f"and less than the {1000 / self.command_hz:.3g} ms that it lasts"
             )
 
     @property
@@ -104,28 +113,36 @@ class Plans:
 
 
 class Thinker:
-    """Calls the policy: at once, or on a thread of its own where the newest observation waits."""
+    """Calls the policy: at once, or on a thread of its own."""
 
     def __init__(self, policy: PolicyLike, stages: Stages, threaded: bool):
         self._policy, self._stages = policy, stages
         self._pool = ThreadPoolExecutor(1, "policy") if threaded else None
         self._job: Future[tuple[int, np.ndarray]] | None = None
 
-    def think(self, obs: Mapping[str, Tensor], step: int) -> None:
-        if self._job is None:
-            if self._pool is None:
-                self._job = Future()
-                self._job.set_result(self._plan(obs, step))
-            else:
-                self._job = self._pool.submit(self._plan, obs, step)
+    def think(self, obs: Mapping[str, Tensor], step: int) -> bool:
+        """False where it still thinks about an earlier step."""
+        if self._job is not None:
+            return False
+        if self._pool is None:
+            self._job = Future()
+            self._job.set_result(self._plan(obs, step))
+        else:
+            self._job = self._pool.submit(self._plan, obs, step)
+        return True
 
     def _plan(self, obs: Mapping[str, Tensor], step: int) -> tuple[int, np.ndarray]:
         with self._stages.timed("policy"), torch.inference_mode():
             return step, _checked(self._policy.plan(obs))
 
-    def result(self) -> tuple[int, np.ndarray] | None:
-        """(step that was seen, plan) once. Raises Fault for a plan that must not be played."""
-        if self._job is None or not self._job.done():
+    def result(self, wait_s: float = 0.0) -> tuple[int, np.ndarray] | None:
+        """(step that was seen, plan) once; None if it takes longer. Raises Fault for a plan that must
+        not be played."""
+        if self._job is None:
+            return None
+        if wait_s > 0:
+            wait([self._job], wait_s)
+        if not self._job.done():
             return None
         job, self._job = self._job, None
         return job.result()
@@ -187,6 +204,7 @@ class EpisodeLoop:
         self.stop_asked, self.record = stop_asked, record
         self.stages = Stages(clock)
         self.deadlines = Deadlines(1 / options.command_hz)
+        self.plans = self.late_plans = 0  # made, and of these played later than in their own tick
         self._shapes: list[tuple[int, ...]] = []
         pace = CONTROL_RATE_HZ / options.policy_hz
         self._step = pace * np.array(FRANKA.action_step)
@@ -196,6 +214,7 @@ class EpisodeLoop:
         self.policy.reset(None)
         self.robot.hold_here()
         self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
+        self._asked = -self.options.replan_every
         self._number = [-1] * len(self.cameras)
         self._steps, self._acted_s, self._won_s = 0, self.clock.now(), None
         before, start_s = dict(self.robot.events), self.clock.now()
@@ -235,10 +254,13 @@ class EpisodeLoop:
             if part >= every:
                 part, start = 0, self.robot.target
                 obs = self._look(state)
-                thinker.think(obs, self._steps)
-                goal, action = self._goal(thinker, start)
+                if self._plan_is_due() and thinker.think(obs, self._steps):
+                    self._asked = self._steps
+                leaves_s = tick.due_s + self.options.send_after_s
+                goal, action = self._goal(thinker.result(leaves_s - self.clock.now()), start)
                 row = self._row(obs, action, goal, state, tick)
             q = start.q_rad + (goal.q_rad - start.q_rad) * (part + 1) / every
+            self.clock.sleep_until(tick.due_s + self.options.send_after_s)
             with self.stages.timed("send"):
                 sent = self.robot.send(Command(q, goal.gripper_m))
             sent_s = self.clock.now()
@@ -254,6 +276,10 @@ class EpisodeLoop:
             self.deadlines.count(tick, self.clock.now())
             if self.deadlines.in_a_row >= self.options.missed_in_a_row:
                 raise Fault(f"{self.deadlines.in_a_row} deadlines in a row were missed")
+
+    def _plan_is_due(self) -> bool:
+        played_out = self._plans.action(self._steps) is None
+        return played_out or self._steps - self._asked >= self.options.replan_every
 
     def _ended(self, tick: Tick, start_s: float) -> str:
         if reason := self.stop_asked():
@@ -314,11 +340,15 @@ class EpisodeLoop:
                 f"before it uint8 {self._shapes[i]}"
             )
 
-    def _goal(self, thinker: Thinker, start: Command) -> tuple[Command, np.ndarray]:
+    def _goal(
+        self, thought: tuple[int, np.ndarray] | None, start: Command
+    ) -> tuple[Command, np.ndarray]:
         """Where this policy step leads to. Without an action the target stays."""
-        thought = thinker.result()
         if thought is not None:
-            self._plans.add(thought[1], thought[0], self._steps)
+            seen_at, plan = thought
+            self._plans.add(plan, seen_at, self._steps)
+            self.plans += 1
+            self.late_plans += seen_at < self._steps
         action, now_s = self._plans.action(self._steps), self.clock.now()
         if action is not None:
             self._acted_s = now_s

@@ -38,6 +38,8 @@ from toto_robot.runs import StopSignal, success_report, write_json
 
 SHIPPED = Path(__file__).parent / "pretrained/franka_pick"
 WARM_UPS = 10
+SLACK = 1.5  # the policy is given so many times the longest that it took before the start
+LATEST = 0.6  # share of a tick after which its command leaves, however slow the policy is
 REFUSALS = (RobotError, CameraError, RecorderError, KeysError)
 
 
@@ -50,7 +52,11 @@ class RunConfig(CellConfig):
     seconds: float = 8.0  # of an episode, at most
     hold_seconds: float = 1.0  # how long the policy goes on after success
     rate_hz: float | None = None  # of the policy; must be what it was trained at
-    threaded: bool = False  # the policy thinks beside the loop (slow backbones)
+    threaded: bool | None = None  # the policy thinks beside the loop, which is on time whatever it
+    # takes and plays the older plan on; None: if there is one, in real time
+    send_after_ms: float | None = (
+        None  # of a tick, when its command leaves; None: as the policy needs
+    )
     blend: float = 0.0  # share of the older plan where plans overlap
     max_age_ms: float = 250.0  # of a frame; an older one ends the run
     missed_in_a_row: int = 5  # deadlines that end the run
@@ -119,6 +125,28 @@ def warm_up(policy: Any, cell: Cell, picture: Callable[[Frame], np.ndarray]) -> 
     return max(times_ms[1:])
 
 
+def replan_every(spec: Any) -> int:
+    """As in its evaluation; a policy with a context is shown every frame."""
+    return spec.bc.replan_every if spec.bc and spec.bc.context == 1 else 1
+
+
+def thinks_beside(config: RunConfig, spec: Any) -> bool:
+    """A plan that comes too late for its tick is no loss where the one before reaches further."""
+    if config.threaded is not None:
+        return config.threaded
+    return config.paced and bool(spec.bc) and spec.bc.chunk > spec.bc.replan_every
+
+
+def send_after_s(config: RunConfig, slowest_ms: float, command_hz: float) -> float:
+    """When in a tick its command leaves. Sent when the policy is done, commands would come as unevenly as
+    it computes. On the virtual clock computing takes no time."""
+    if config.send_after_ms is not None:
+        return config.send_after_ms / 1000
+    if not config.paced:
+        return 0.0
+    return min(SLACK * slowest_ms / 1000, LATEST / command_hz)
+
+
 def film_episode(path: Path, world: SimWorld, joints: Sequence[np.ndarray], rate_hz: float) -> None:
     """An episode seen from outside and through the wrist camera, from the recorded states."""
     from policies.film import EpisodeFilm
@@ -164,9 +192,26 @@ def run(config: RunConfig) -> dict[str, Any]:
         cell.stack.callback(keys.close)
         if isinstance(keys, NoKeys) and (config.by_key or config.deadman_key):
             raise KeysError("start=key and deadman_key= need keys: a terminal, or keys=evdev")
-        print(f"warm-up: the policy's slowest call took {warm_up(policy, cell, picture):.1f} ms")
-        write_options(out, config, hz, config.command_hz or hz)
-        session = Session(config, spec, policy, cell, recorder, live, stop, keys, out)
+        command_hz, slowest_ms = config.command_hz or hz, warm_up(policy, cell, picture)
+        after_s = send_after_s(config, slowest_ms, command_hz)
+        print(
+            f"warm-up: the policy's slowest call took {slowest_ms:.1f} ms; commands leave "
+            f"{1000 * after_s:.1f} ms into a tick"
+        )
+        write_options(out, config, hz, command_hz)
+        options = LoopOptions(
+            policy_hz=hz,
+            command_hz=command_hz,
+            max_seconds=config.seconds,
+            hold_seconds=config.hold_seconds,
+            max_frame_age_s=config.max_age_ms / 1000,
+            missed_in_a_row=config.missed_in_a_row,
+            replan_every=replan_every(spec),
+            threaded=thinks_beside(config, spec),
+            send_after_s=after_s,
+            blend=config.blend,
+        )
+        session = Session(config, spec, policy, cell, recorder, live, stop, keys, out, options)
         for number in tqdm(range(config.episodes), unit="episode", disable=config.episodes < 2):
             outcome = session.episode(number)
             if outcome is None:
@@ -193,6 +238,7 @@ class Session:
         stop: StopSignal,
         keys: Keys,
         out: Path,
+        options: LoopOptions,
     ):
         self.config, self.cell, self.recorder, self.live, self.out = (
             config, cell, recorder, live, out,
@@ -201,17 +247,6 @@ class Session:
         self._playing = False
         self.rows: list[dict[str, Any]] = []
         self._joints: list[np.ndarray] = []  # of the scene, for its film
-        hz = spec.control_rate_hz
-        options = LoopOptions(
-            policy_hz=hz,
-            command_hz=config.command_hz or hz,
-            max_seconds=config.seconds,
-            hold_seconds=config.hold_seconds,
-            max_frame_age_s=config.max_age_ms / 1000,
-            missed_in_a_row=config.missed_in_a_row,
-            threaded=config.threaded,
-            blend=config.blend,
-        )
         self.loop = EpisodeLoop(
             cell.robot, cell.cameras, policy, options, cell.clock,
             picture=fit_picture(spec.image_size), judge=self._judge,
@@ -298,9 +333,12 @@ class Session:
             "robot": self.config.robot,
             "camera": self.config.camera,
             "rate_hz": self.loop.options.policy_hz,
+            "send_after_ms": 1000 * self.loop.options.send_after_s,
             "achieved_hz": sum(row["steps"] for row in self.rows) / played_s if played_s else 0.0,
             "deadlines": self.loop.deadlines.deadlines,
             "missed": self.loop.deadlines.missed,
+            "plans": self.loop.plans,
+            "late_plans": self.loop.late_plans,
             "latency_ms": self.loop.stages.report_ms(),
             "steps_not_recorded": self.recorder.dropped,
             "steps_not_shown": self.live.dropped,
@@ -324,7 +362,8 @@ def _keep(recorder: Recorder, outcome: Outcome) -> tuple[Path | None, str]:
 def summary(report: dict[str, Any]) -> str:
     lines = [
         f"{report['achieved_hz']:.2f} Hz (wanted {report['rate_hz']:g}); "
-        f"{report['missed']} of {report['deadlines']} deadlines missed",
+        f"{report['missed']} of {report['deadlines']} deadlines missed; {report['late_plans']} of "
+        f"{report['plans']} plans came a tick late",
         "stage      p50     p90     p99     max   ms",
     ]
     for stage, ms in report["latency_ms"].items():

@@ -150,9 +150,7 @@ class SimRobot:
 
     def _deliver(self, now_s: float) -> None:
         while self._waiting and self._waiting[0][0] <= now_s:
-            due = self._waiting.popleft()[1]
-            with self.world.lock:
-                self.world.target = due
+            self.world.target = self._waiting.popleft()[1]  # without the lock: a tick may take long
 
     def stop(self, reason: str) -> None:
         if not self._open or self._stopped:

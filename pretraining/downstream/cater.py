@@ -12,7 +12,7 @@ square of a picture (0.74 of its half width, the square ends at 0.75), so that a
 
 The paper gives 16 and 32 frames and nothing else. Here: evenly over the whole video, its last frame
 included; with 32, positions run on beyond those of the training. By default the backbone is
-frozen; `mode=hybrid` and `mode=finetune` train it.
+frozen (`mode=live`: without a cache); `mode=hybrid` and `mode=finetune` train it.
 """
 
 from dataclasses import dataclass

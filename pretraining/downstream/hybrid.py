@@ -5,15 +5,14 @@ cross-entropy of the classes on features that no gradient passes. So labels neve
 Several learning rates of the heads run side by side, as with cached features.
 """
 
-import torch
-import torch.nn.functional as F
+from typing import Any
+
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from pretraining.downstream.features import layers_of
+from pretraining.downstream.layer_heads import LayerHeads, sum_of_errors
 from pretraining.downstream.tuning import TuneConfig, start_of, whole_model
 from pretraining.optimizer import standard_groups
-from pretraining.probing import HEADS
 from toto_robot.backbone import FrozenBackbone
 from toto_robot.backbone.causal import surprise
 from toto_robot.backbone.precision import fast_matmul
@@ -26,25 +25,17 @@ class Hybrid(nn.Module):
 
     def __init__(self, config: TuneConfig, backbone: FrozenBackbone, num_classes: int) -> None:
         super().__init__()
-        if config.pooling == "linear":
-            raise ValueError("mode=hybrid: pooling=linear is of features that stay; use mean")
-        self.layers, self.rates = layers_of(backbone, config.layers), config.rates
+        self.heads = LayerHeads(config, backbone, num_classes)
         self.model = whole_model(config, backbone).requires_grad_(True)
         self.start, self.lr, self.decay = start_of(config), config.lr, config.weight_decay
         self.tokenize, self.precision = backbone.tokenize, backbone.precision  # frozen, no module
-        width = self.model.config.dim
-        self.heads = nn.ModuleList(
-            HEADS[config.pooling](width, num_classes) for _ in self.layers for _ in self.rates
-        )
+        self.choose = self.heads.choose
 
-    def groups(self, clips: int) -> list[dict]:
+    def groups(self, clips: int) -> list[dict[str, Any]]:
         """Groups of parameters with their peak rates as `lr_scale`."""
         model = standard_groups(self.model, self.decay)
-        groups = [group | {"lr_scale": self.lr or MODEL_LR} for group in model]
-        for i, rate in enumerate(self.rates):
-            heads = [self.heads[j] for j in range(i, len(self.heads), len(self.rates))]
-            groups.append({"params": [p for h in heads for p in h.parameters()], "lr_scale": rate})
-        return groups
+        own = [group | {"lr_scale": self.lr or MODEL_LR} for group in model]
+        return own + self.heads.groups()
 
     def forward(
         self, codes: Int[Tensor, "B T h w"]
@@ -55,29 +46,14 @@ class Hybrid(nn.Module):
             states = self.model.hidden_states(sequence)
             logits = self.model.logits(states[-1][:, :-1])
             next_token = surprise(logits, sequence[:, 1:]).mean()
-            watched = [states[layer][:, 1:].detach().float() for layer in self.layers]
-            found = [
-                head(watched[i // len(self.rates)]).float() for i, head in enumerate(self.heads)
-            ]
-        return next_token, torch.stack(found)
+            found = self.heads([state[:, 1:] for state in states])
+        return next_token, found
 
     def losses(
         self, frames: UInt8[Tensor, "B T R R 3"], classes: Int[Tensor, " B"]
     ) -> dict[str, Float[Tensor, ""]]:
         next_token, logits = self(self.tokenize(frames))
-        errors = torch.stack([F.cross_entropy(each, classes) for each in logits])
-        return {"next_token_nats": next_token, "heads_nats": errors.sum()}
+        return {"next_token_nats": next_token, "heads_nats": sum_of_errors(logits, classes)}
 
     def predict(self, frames: UInt8[Tensor, "B T R R 3"]) -> Float[Tensor, "K B C"]:
         return self(self.tokenize(frames))[1]
-
-    def choose(
-        self, logits: Float[Tensor, "K M C"], classes: Int[Tensor, " M"]
-    ) -> list[tuple[int, int, float]]:
-        """(layer, head, rate) of the rate with the smallest error at each layer."""
-        count, chosen = len(self.rates), []
-        for i, layer in enumerate(self.layers):
-            errors = [F.cross_entropy(each, classes).item() for each in logits[i * count :][:count]]
-            best = min(range(count), key=lambda j: errors[j])
-            chosen.append((layer, i * count + best, self.rates[best]))
-        return chosen

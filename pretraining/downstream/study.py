@@ -53,11 +53,14 @@ class Config:
     out: Path
     work: Path = Path("outputs/study")  # drawn data and features
     seeds: int = 3
-    pictures: int = 100  # to train on, of each class
-    test_pictures: int = 50
-    videos: int = 40
-    test_videos: int = 25
-    frames: int = 8  # of a video; all are read
+    plain: bool = (
+        True  # light shapes on dark even grounds; false: on grounds of all kinds and colours
+    )
+    pictures: int = 300  # to train on, of each class
+    test_pictures: int = 100
+    videos: int = 150
+    test_videos: int = 75
+    frames: int = 4  # of a video; all are read. As many as toto-tiny was trained on
     video_px: int = 128
     grid: int = 8  # features of a picture are kept on grid x grid, of a frame on half of that
     epochs: int = 20  # of probes
@@ -71,7 +74,8 @@ def folder_of(config: Config, task: str) -> Path:
     numbers = (config.pictures, config.test_pictures, PX)
     if task == "kinetics":
         numbers = (config.videos, config.test_videos, config.frames, config.video_px)
-    return config.work / "-".join(map(str, (task, *numbers)))
+    kind = "plain" if config.plain else "varied"
+    return config.work / "-".join(map(str, (task, kind, *numbers)))
 
 
 def draw(config: Config) -> None:
@@ -82,10 +86,10 @@ def draw(config: Config) -> None:
             continue
         half = folder.with_name(folder.name + ".half")
         if task == "imagenet":
-            write_pictures(half, config.pictures, config.test_pictures, PX)
+            write_pictures(half, config.pictures, config.test_pictures, PX, config.plain)
         else:
             counts = (config.videos, config.test_videos, config.frames)
-            write_clips(half, *counts, config.video_px)
+            write_clips(half, *counts, config.video_px, config.plain)
         half.rename(folder)
 
 
@@ -243,7 +247,7 @@ def readme(config: Config, table: str, seconds: float) -> str:
 `python -m pretraining.downstream.study out=benchmarks/results/evaluations` made all of this folder in
 {seconds / 60:.0f} minutes on {config.threads} thread(s).
 
-Data: {config.pictures} drawn shapes of each of eight classes to train on and {config.test_pictures} to test, in ImageNet's layout;
+Data ({"plain grounds" if config.plain else "varied grounds"}): {config.pictures} drawn shapes of each of eight classes to train on and {config.test_pictures} to test, in ImageNet's layout;
 {config.videos} and {config.test_videos} videos of {config.frames} frames of {config.video_px} px of each of eight motions, in Kinetics' layout (single frames tell
 next to nothing of the class). {config.seeds} seeds, which are other probes and another order of the same examples.
 

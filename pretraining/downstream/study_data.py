@@ -18,6 +18,7 @@ from pretraining.studies.shapes import (
     SHAPES,
     colour_apart_from,
     draw_video,
+    even_ground,
     ground,
     write_video,
 )
@@ -36,12 +37,15 @@ PATH, TURN, GROWTH = 0.3, 1.5, 0.5  # over a video: of the side; rad; log of the
 
 
 def draw_motion(
-    motion: str, random: np.random.Generator, frames: int, size: int
+    motion: str, random: np.random.Generator, frames: int, size: int, plain: bool = False
 ) -> UInt8[np.ndarray, "T S S 3"]:
     """A shape that is not round, at its random place in the middle of the video."""
     big = OVERSAMPLING * size
-    picture, colours = ground(random, big)
-    colour = colour_apart_from(random, colours)
+    if plain:
+        picture, colour = even_ground(random, big)
+    else:
+        picture, colours = ground(random, big)
+        colour = colour_apart_from(random, colours)
     names = [name for name in SHAPES if name != "disc"]
     outline = np.array(SHAPES[names[random.integers(len(names))]])
     radius, angle = random.uniform(0.16, 0.24) * big, random.uniform(0, 2 * math.pi)
@@ -59,8 +63,9 @@ def draw_motion(
     return np.stack(shown)
 
 
-def write_pictures(root: Path, train: int, validation: int, size: int) -> None:
-    """`train/<wnid>/<wnid>_<n>.JPEG` and `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, so many of each class."""
+def write_pictures(root: Path, train: int, validation: int, size: int, plain: bool = False) -> None:
+    """`train/<wnid>/<wnid>_<n>.JPEG` and `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, so many of each class.
+    `plain`: light shapes, upright, on dark even grounds."""
     for number, name in enumerate(SHAPES):
         wnid = f"n{number + 1:08d}"
         for part, count, prefix in (
@@ -71,13 +76,16 @@ def write_pictures(root: Path, train: int, validation: int, size: int) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 random = np.random.default_rng((number, i, part == "val"))
-                (picture,) = draw_video(name, random, 1, size)
+                (picture,) = draw_video(name, random, 1, size, plain)
                 path = folder / f"{prefix}_{number * count + i + 1:08d}.JPEG"
                 Image.fromarray(picture).save(path, format="JPEG", quality=95)
 
 
-def write_clips(root: Path, train: int, validation: int, frames: int, size: int) -> None:
-    """`{train,val}/<id>_000000_000010.mp4` and annotations/{train,val}.csv, so many of each class."""
+def write_clips(
+    root: Path, train: int, validation: int, frames: int, size: int, plain: bool = False
+) -> None:
+    """`{train,val}/<id>_000000_000010.mp4` and annotations/{train,val}.csv, so many of each class.
+    `plain`: light shapes on dark even grounds."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("val", validation)):
         (root / part).mkdir(exist_ok=True)
@@ -86,7 +94,7 @@ def write_clips(root: Path, train: int, validation: int, frames: int, size: int)
             for i in range(count):
                 random = np.random.default_rng((number, i, part == "val"))
                 name = f"{part[0]}{number:02d}{i:08d}"  # as long as YouTube's
-                film = draw_motion(motion, random, frames, size)
+                film = draw_motion(motion, random, frames, size, plain)
                 write_video(film, root / part / f"{name}_000000_000010.mp4")
                 rows.append((motion, name, 0, 10, part))
         with open(root / "annotations" / f"{part}.csv", "w", newline="") as file:

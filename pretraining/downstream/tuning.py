@@ -1,4 +1,4 @@
-"""Training a whole model on the target set: what `mode=hybrid` and `mode=finetune` share.
+"""Training beside the data, without a cache: what `mode=live`, `hybrid` and `finetune` share.
 
 Clips are decoded and tokenized as they are needed. A checkpoint holds everything; a step's random
 numbers depend on seed and step alone, so that a run that was killed ends as it would have.
@@ -35,9 +35,9 @@ REPORT_EVERY = 20  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(ProbeConfig):
-    """Probes on frozen features, or (mode=) the whole model trained further."""
+    """Probes on frozen features, cached or not (mode=live), or (mode=) the whole model trained further."""
 
-    mode: Literal["probe", "hybrid", "finetune"] = "probe"
+    mode: Literal["probe", "live", "hybrid", "finetune"] = "probe"
     lr: float | None = None  # of the model; None: 3e-5 (hybrid), 5e-4 per 256 clips (finetune)
     weight_decay: float = 0.05
     warmup: float = 0.05  # share of the steps
@@ -304,17 +304,19 @@ def tune(
     *,
     group: int = 1,
 ) -> Classified:
-    """`classify` with a whole model, trained on nine tenths of the training clips; its tokenizer
-    stays as it is."""
-    from pretraining.downstream import finetune, hybrid  # they are made of what is here
+    """`classify` without a cache: heads, or a whole model, trained on nine tenths of the training
+    clips. A tokenizer stays as it is."""
+    from pretraining.downstream.finetune import FineTuned  # they are made of what is here
+    from pretraining.downstream.hybrid import Hybrid
+    from pretraining.downstream.live import LiveProbes
 
     folder = config.folder(task) / config.mode
     folder.mkdir(parents=True, exist_ok=True)
     data = LiveClips(*train, backbone.resolution, config.workers, folder)
     rows, choosing = parts_of(len(train[0]), group, config.seed)
     torch.manual_seed(config.seed)
-    make = hybrid.Hybrid if config.mode == "hybrid" else finetune.FineTuned
-    network = make(config, backbone, num_classes).to(backbone.device)
+    makers = {"live": LiveProbes, "hybrid": Hybrid, "finetune": FineTuned}
+    network: Any = makers[config.mode](config, backbone, num_classes).to(backbone.device)
     fit(network, network.groups(len(rows)), data, rows, config, backbone)
     size = config.tuning_batch(len(rows))
     chosen = network.choose(*choice_of(network, data, choosing, size))

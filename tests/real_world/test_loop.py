@@ -198,6 +198,34 @@ def test_a_slow_policy_on_its_own_thread_misses_none():
     assert loop.deadlines.missed <= 1 and 0.01 < arm.q[0] - HOME[0]
 
 
+def test_a_late_plan_is_played_a_tick_later_and_its_command_is_on_time():
+    slow = Steady(0.01, horizon=8, before=lambda step: time.sleep(0.05) if step == 3 else None)
+    options = {"max_seconds": 1.0, "threaded": True, "send_after_s": 0.02}
+    loop, _, _, rows = cell(slow, WallClock(), options=options)
+    assert not loop.run().fault
+    assert 1 <= loop.late_plans <= 3 < loop.plans and loop.deadlines.missed <= 1
+    sent_s = np.array([row["t_sent_s"] - row["t_due_s"] for row in rows])
+    assert sent_s.min() >= 0.02 and np.median(sent_s) < 0.025
+
+
+def test_commands_leave_when_they_should_in_their_tick():
+    loop, _, _, rows = cell(Steady(0.01), options={"send_after_s": 0.02})
+    loop.run()
+    assert np.allclose([row["t_sent_s"] - row["t_due_s"] for row in rows], 0.02)
+    with pytest.raises(ValueError, match="33"):
+        LoopOptions(policy_hz=30, command_hz=30, send_after_s=0.05)
+
+
+def test_a_plan_is_played_as_far_as_in_the_evaluation():
+    ramp = 0.1 * torch.arange(1.0, 9.0)[None, :, None].expand(1, 8, 9)
+    policy = Steady(at={call: ramp for call in range(99)})
+    loop, _, _, rows = cell(policy, options={"replan_every": 3})
+    loop.run()
+    actions = [row["actions"][0] for row in rows]
+    assert np.allclose(actions, [(0.1, 0.2, 0.3)[i % 3] for i in range(len(rows))])
+    assert (loop.plans, loop.late_plans) == (-(-len(rows) // 3), 0)
+
+
 def test_a_policy_that_never_answers_starves_the_arm():
     answer = threading.Event()
     loop, arm, _, _ = cell(

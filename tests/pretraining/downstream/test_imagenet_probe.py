@@ -93,7 +93,7 @@ def test_other_ways_to_probe(plain_set, tmp_path, words):
         assert result["extra"]["layer_numbers"] == [0, 4] and result["extra"]["pictures"] == 24
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "finetune"])
+@pytest.mark.parametrize("mode", ["live", "hybrid", "finetune"])
 def test_whole_models_are_trained(plain_set, tmp_path, mode):
     words = (
         f"mode={mode}",

@@ -13,8 +13,10 @@ from PIL import Image
 
 from pretraining.downstream import tuning
 from pretraining.downstream.clips import Clip, View
+from pretraining.downstream.features import encode
 from pretraining.downstream.finetune import FineTuned, kept, mixed, smooth
 from pretraining.downstream.hybrid import Hybrid
+from pretraining.downstream.live import LiveProbes
 from pretraining.downstream.tuning import LiveClips, TuneConfig, batch_rows, parts_of, tune
 from pretraining.sources import images, videos
 from toto_robot.backbone import FrozenBackbone, load_backbone
@@ -79,7 +81,7 @@ def test_a_random_model_is_the_one_that_the_backbone_reads():
     assert all(torch.equal(t, ours[name]) for name, t in backbone.trunk.state_dict().items())
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "finetune"])
+@pytest.mark.parametrize("mode", ["live", "hybrid", "finetune"])
 def test_training_finds_the_classes_and_a_kill_changes_nothing(
     tiny, pictures, tmp_path, mode, monkeypatch
 ):
@@ -90,7 +92,7 @@ def test_training_finds_the_classes_and_a_kill_changes_nothing(
         config = replace(config, mixup=0.0, cutmix=0.0)
     before = tiny.digest()
     whole = tune("imagenet", config, tiny, *parts)
-    assert [fit.layer for fit in whole.fits] == ([0, 4] if mode == "hybrid" else [8])
+    assert [fit.layer for fit in whole.fits] == ([8] if mode == "finetune" else [0, 4])
     right = (whole.fits[-1].logits.argmax(1) == classes[30:]).float().mean()
     assert right >= 0.9 and tiny.digest() == before
 
@@ -112,6 +114,17 @@ def test_training_finds_the_classes_and_a_kill_changes_nothing(
         assert torch.equal(one.logits, other.logits) and one.rate == other.rate
     with pytest.raises(ValueError, match="comes from other settings"):
         tune("imagenet", replace(killed, lr=2e-3), tiny, *parts)
+
+
+def test_live_probes_see_what_cached_ones_see_and_keep_heads_alone(tiny, tmp_path):
+    config = options(tmp_path, mode="live", grid=2)
+    probes = LiveProbes(config, tiny, 2).eval()
+    frames, classes = frames_and_classes()
+    states = encode(tiny, frames, (0, 4), grid=2)
+    wanted = probes.heads(states)
+    assert torch.equal(probes.predict(frames), wanted) and wanted.shape == (4, 4, 2)
+    assert probes.losses(frames, classes)["heads_nats"].requires_grad
+    assert all(name.startswith("heads.") for name in probes.state_dict())
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, pictures, tmp_path, monkeypatch):
@@ -221,3 +234,5 @@ def test_only_causal_models_of_codes_are_trained(tmp_path):
         Hybrid(options(tmp_path), mae, 2)
     with pytest.raises(ValueError, match="pooling=linear"):
         Hybrid(options(tmp_path, pooling="linear"), mae, 2)
+    with pytest.raises(ValueError, match="mode=live: pooling=linear"):
+        LiveProbes(options(tmp_path, mode="live", pooling="linear"), mae, 2)
