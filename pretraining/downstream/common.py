@@ -77,7 +77,8 @@ def write_result(
 
     Args:
         backbone: None where the row is of something else (raw pixels, a supervised network).
-        words: the command line, so that the row can be made again.
+        words: the command line, so that the row can be made again; of a backbone what follows
+            `python -m pretraining.evaluate`.
     """
     path = config.folder(result.task) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def write_result(
         "weights_hash": backbone.weights_hash if backbone else None,
         "untrained": backbone.untrained if backbone else False,
         "blocks": backbone.num_layers if backbone else None,
-        "command": ["python", "-m", "pretraining.evaluate", *words],
+        "command": ["python", "-m", "pretraining.evaluate", *words] if backbone else list(words),
         "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
     }
     write_json(path, dataclasses.asdict(result) | about)

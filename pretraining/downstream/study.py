@@ -6,7 +6,7 @@ Drawn shapes in ImageNet's layout and drawn motions in Kinetics' (study_data.py)
 commands with toto-tiny's weights and with random ones; beside them a linear classifier of raw pixels and
 a small network trained end to end, all by the same fitting (pretraining.probing.fit_classes). Each
 `seeds` times, with other probes and another order of the same examples. Writes the rows, summary.json, a
-plot of the layers and README.md.
+plot of the layers and README.md. Rows that are there already are not made again.
 """
 
 import statistics
@@ -38,11 +38,16 @@ PX = 128  # of drawn pictures, and of toto-tiny
 TASKS = {"imagenet": "eight shapes, pictures", "kinetics": "eight motions, videos"}
 ROWS = {  # label -> what it is
     "toto-tiny": "toto-tiny, attention probe",
+    "toto-tiny-mean": "toto-tiny, mean of the tokens, linear",
     "random": "the same network, random weights, attention probe",
     "pixels": "raw pixels, linear",
     "cnn": "small CNN, trained end to end",
 }
-BACKBONES = {"toto-tiny": "toto-tiny", "random": "random-tiny"}
+PROBED = {  # row -> backbone and pooling
+    "toto-tiny": ("toto-tiny", "attention"),
+    "toto-tiny-mean": ("toto-tiny", "mean"),
+    "random": ("random-tiny", "attention"),
+}
 CNN_RATES, PIXEL_RATES = (5e-4, 1.5e-3, 5e-3), (1e-4, 1e-3, 1e-2)
 
 
@@ -96,9 +101,11 @@ def draw(config: Config) -> None:
 def command(config: Config, task: str, row: str, seed: int) -> list[str]:
     """The evaluation of a backbone."""
     video = task == "kinetics"
+    backbone, pooling = PROBED[row]
     words = [
         f"task={task}",
-        f"backbone={BACKBONES[row]}",
+        f"backbone={backbone}",
+        f"pooling={pooling}",
         f"data={folder_of(config, task)}",
         f"out={config.out}",
         f"label={row}_s{seed}",
@@ -156,6 +163,24 @@ def cnn_for(example: Tensor) -> Callable[[int, int], nn.Module]:
     return make
 
 
+def own_words(config: Config, task: str, row: str, seed: int) -> list[str]:
+    """What says how the CNN or the pixels' classifier was fitted, in the place of a command."""
+    study = ["python", "-m", "pretraining.downstream.study"]
+    return [
+        *study,
+        f"data={folder_of(config, task)}",
+        row,
+        f"seed={seed}",
+        f"epochs={config.own_epochs}",
+    ]
+
+
+def is_done(config: Config, task: str, row: str, seed: int, words: list[str]) -> bool:
+    """Whether the row was made, by the same words."""
+    path = config.out / task / f"{row}_s{seed}" / "result.json"
+    return path.is_file() and read_row(path).command[-len(words) :] == words
+
+
 def fit_own(config: Config, task: str, row: str, seed: int, train: Frames, test: Frames) -> None:
     """Fit the CNN or the pixels' classifier and write its row."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train.classes)))
@@ -178,7 +203,7 @@ def fit_own(config: Config, task: str, row: str, seed: int, train: Frames, test:
     )
     result = Result(task, accuracies(logits, test.classes, ranks=(1,)), notes=[ROWS[row]])
     result.extra = {"rate": rate, "epochs": config.own_epochs, "input": list(example.shape[1:])}
-    write_result(result, about, None, ["(pretraining.downstream.study)"])
+    write_result(result, about, None, own_words(config, task, row, seed))
 
 
 def summarise(config: Config) -> dict[str, dict[str, list[dict[str, float]]]]:
@@ -254,8 +279,8 @@ next to nothing of the class). {config.seeds} seeds, which are other probes and 
 {table}
 
 Means over the seeds; the interval is Wilson's for the test examples, which all seeds share; the best layer is
-chosen on the test examples, as in the paper, which favours rows with layers. Probes: attention pooling on frozen
-features, {config.epochs} epochs; pixels and CNN: {config.own_epochs} epochs at half the size. `summary.json` has every layer, `layers.png` the
+chosen on the test examples, as in the paper, which favours rows with layers. Probes: on frozen features,
+{config.epochs} epochs; pixels and CNN: {config.own_epochs} epochs at half the size. `summary.json` has every layer, `layers.png` the
 curves, and each row its `result.json` with the command.
 """
 
@@ -268,8 +293,12 @@ def main(config: Config) -> None:
         train, test = (read_part(config, task, held_out) for held_out in (False, True))
         for seed in range(config.seeds):
             for row in ROWS:
-                if row in BACKBONES:
-                    evaluate.main(command(config, task, row, seed))
+                probed = row in PROBED
+                words = (command if probed else own_words)(config, task, row, seed)
+                if is_done(config, task, row, seed, words):
+                    continue
+                if probed:
+                    evaluate.main(words)
                 else:
                     fit_own(config, task, row, seed, train, test)
     summary = summarise(config)

@@ -1,6 +1,7 @@
 """The small study: what it draws is read as ImageNet and Kinetics, and what it counts is right."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,11 @@ def test_own_rows_are_written_as_all_rows_are(config, row):
     content = json.loads((config.out / "kinetics" / f"{row}_s0" / "result.json").read_text())
     assert content["backbone"] is None and content["metrics"]["top1_%"]["count"] == 8
     assert content["extra"]["rate"] in (study.PIXEL_RATES if row == "pixels" else study.CNN_RATES)
+    words = study.own_words(config, "kinetics", row, 0)
+    assert study.is_done(config, "kinetics", row, 0, words)
+    longer = study.own_words(replace(config, own_epochs=2), "kinetics", row, 0)
+    assert not study.is_done(config, "kinetics", row, 0, longer)
+    assert not study.is_done(config, "kinetics", row, 1, words)
 
 
 def test_seeds_are_averaged_and_the_interval_is_of_the_test_examples():
