@@ -291,8 +291,9 @@ class Session:
         with no_pauses():
             outcome = self.loop.run()
         self._playing = False
-        if outcome.success is None and outcome.end_reason == "time limit" and self.cell.world:
-            outcome.success = False  # the scene would have said so
+        timed_out = outcome.end_reason == "time limit" and self.cell.world is not None
+        if outcome.success is None and (outcome.fault or timed_out):
+            outcome.success = False  # a fault is no success; of success the scene would have said so
         if self.verdict.success is False:  # said after the scene's, or the person's own, success
             outcome.success = False
         return self._kept(number, outcome)

@@ -1,5 +1,7 @@
 """The Franka driver over libfranka's own protocol, against franky-sim on the loopback."""
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -103,6 +105,42 @@ def test_a_dead_robot_shows_within_a_tenth_of_a_second_of_its_last_state():
             arm.send(Command(lost.q_rad, 0.02))
         arm.stop("lost")
         arm.close()
+
+
+MOVER = """
+import sys, time
+from real_world.contracts import Command
+from real_world.franka import Franka
+
+arm = Franka(sys.argv[1], realtime="ignore")
+arm.connect()
+target = arm.read().q_rad.copy()
+while True:
+    target[6] += 0.02
+    arm.send(Command(target, 0.04))
+    state = arm.read()
+    if state.dq_rad_s[6] > 0.2:
+        print(state.q_rad[6], flush=True)
+    time.sleep(1 / 30)
+"""
+
+
+def test_a_runner_that_is_killed_leaves_an_arm_that_stands_still(twin):
+    """kill -9 in the middle of a motion. The simulated arm's time stands still without a client (a real
+    one brakes by itself); the next client finds it where it was, and holds it there."""
+    command = [sys.executable, "-c", MOVER, twin.host]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as mover:
+        assert mover.stdout is not None
+        moving_rad = float(mover.stdout.readline())
+        mover.kill()
+    time.sleep(0.5)
+    arm = Franka(twin.host, realtime="ignore")
+    arm.connect()
+    assert arm.read().mode == "ready"
+    wait_until(lambda: abs(arm.read().dq_rad_s).max() < 0.01)
+    assert abs(arm.read().q_rad[6] - moving_rad) < 0.05
+    arm.send(Command(arm.read().q_rad, 0.04))  # takes targets again
+    arm.close()
 
 
 def test_led_by_hand_it_follows_the_hand_and_a_stop_makes_it_hold(twin, monkeypatch):

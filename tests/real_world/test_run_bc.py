@@ -68,8 +68,9 @@ def test_a_fault_is_the_exit_status(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="the arm holds: .*ms old"):
         main(["paced=false", "episodes=2", "seconds=3", f"out={tmp_path}"])
     report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["episodes"]) == 1 and report["episodes"][0]["fault"]
-    assert (tmp_path / report["episodes"][0]["file"]).exists()
+    (episode,) = report["episodes"]
+    assert episode["fault"] and episode["success"] is False and report["success_rate"] == 0.0
+    assert (tmp_path / episode["file"]).exists()
 
 
 def test_a_full_disk_holds_the_arm_and_is_reported(tmp_path, monkeypatch):
