@@ -8,6 +8,7 @@ the rest. When that thread is slow or hangs, steps are dropped and counted; when
 goes on without a view.
 """
 
+import itertools
 import os
 import queue
 import socket
@@ -294,6 +295,12 @@ def _has_display() -> bool:
     return sys.platform != "linux" or any(k in os.environ for k in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+def _unused(path: Path) -> Path:
+    """`path`, or run_1.rrd, run_2.rrd: a command that goes on keeps what it logged before."""
+    names = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
+    return next(p for p in itertools.chain([path], names) if not p.exists())
+
+
 def open_live(out: Path, log: str, headless: bool, cameras: Sequence[str]) -> Live:
     """The live log of a run in folder `out`: `log="rrd"` writes `run.rrd`, `headless=False` shows it.
 
@@ -306,5 +313,5 @@ def open_live(out: Path, log: str, headless: bool, cameras: Sequence[str]) -> Li
     viewer = None if headless else Viewer()
     if viewer is not None:
         print(f"live view: {viewer.page or 'a window of rerun'} (or: rerun {viewer.url})")
-    path = out / FILE if log == "rrd" else None
+    path = _unused(out / FILE) if log == "rrd" else None
     return Live(RerunSink(path, cameras, viewer.url if viewer else ""), viewer=viewer)

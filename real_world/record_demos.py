@@ -28,7 +28,9 @@ from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
 from real_world.homing import NEAR_RAD
 from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys, open_keys
+from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome
+from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
 from real_world.recorder import Recorder, RecorderError
 from real_world.teleop import HandGuide, SceneExpert, Teleoperator, Verdict
@@ -63,6 +65,8 @@ class RecordConfig(CellConfig):
     home_rad: tuple[float, ...] = ()  # 7; none: the simulated task's
     keep_failures: bool = False  # as files, beside the successes
     max_age_ms: float = 250.0  # of a frame; an older one ends the command
+    log: Literal["none", "rrd"] = "none"  # rrd: everything into run.rrd, for rerun (extra `live`)
+    headless: bool = True  # false: a live view, in rerun's window or a web page
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,9 +110,15 @@ class Session:
     """Episodes one after another until enough of them succeeded."""
 
     def __init__(
-        self, config: RecordConfig, cell: Cell, keys: Keys, recorder: Recorder, stop: StopSignal
+        self,
+        config: RecordConfig,
+        cell: Cell,
+        keys: Keys,
+        recorder: Recorder,
+        live: Live,
+        stop: StopSignal,
     ):
-        self.config, self.cell, self.recorder = config, cell, recorder
+        self.config, self.cell, self.recorder, self.live = config, cell, recorder, live
         self._keys, self._signal, self.verdict = keys, stop, Verdict(keys)
         self._attempts = config.folder / "attempts.jsonl"
         self.rows = read_attempts(self._attempts)
@@ -124,8 +134,14 @@ class Session:
         self.loop = EpisodeLoop(
             cell.robot, cell.cameras, self.operator, options, cell.clock,
             picture=fit_picture(config.image_size), judge=self._judge,
-            stop_asked=self._stop_asked, record=recorder.append,
+            stop_asked=self._stop_asked, record=self._record,
         )  # fmt: skip
+        self._measures = StepMeasures(self.loop.stages, self.loop.deadlines, cell.robot.events)
+
+    def _record(self, row: Mapping[str, Any]) -> None:
+        row = {**row, **self._measures()}
+        self.recorder.append(row)
+        self.live.step(row)
 
     def _stop_asked(self) -> str:
         return self._keys.stop_asked() or ("signal" if self._signal.requested else "")
@@ -185,6 +201,8 @@ class Session:
                  "attempt": attempt, DELAY: self.operator.delay_steps}  # fmt: skip
         self.verdict.begin()
         self.recorder.begin(**facts)
+        self.live.begin(attempt)
+        self._measures()  # what came before, homing say, is no step's
         with no_pauses():
             outcome = self.loop.run()
         self.operator.done()
@@ -196,6 +214,7 @@ class Session:
         row = {**asdict(outcome), "attempt": attempt, "success": success, "end_reason": reason,
                "file": path.name if path else None}  # fmt: skip
         self.rows.append(row)
+        self.live.end({"number": attempt, **row})
         self.kept += bool(success and path)
         with self._attempts.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -276,15 +295,19 @@ def run(config: RecordConfig) -> tuple[dict[str, Any], str]:
     """
     folder = config.folder
     env_args = {"env_name": f"toto_robot/{TASK_NAMES[config.env]}-v0", "type": 2, "env_kwargs": {}}
-    with Recorder(folder, config.about(), env_args) as recorder, StopSignal() as stop:
+    with Recorder(folder, {**config.about(), **NAMES}, env_args) as recorder, StopSignal() as stop:
         check_same(folder, config.about())
         for path in recorder.repaired:
             print(f"{path} was cut off by a kill; it is complete now, as a failure")
-        cell = open_cell(config, config.env, config.cameras, config.image_size, config.rate_hz)
-        with cell:
+        with (
+            open_live(folder, config.log, config.headless, config.cameras) as live,
+            open_cell(
+                config, config.env, config.cameras, config.image_size, config.rate_hz
+            ) as cell,
+        ):
             keys = open_keys(config.keys, cell.robot.stop, config.stop_key)
             cell.stack.callback(keys.close)
-            session = Session(config, cell, keys, recorder, stop)
+            session = Session(config, cell, keys, recorder, live, stop)
             try:
                 ended = session.record()
             finally:

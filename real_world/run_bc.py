@@ -293,7 +293,9 @@ class Session:
         self._playing = False
         timed_out = outcome.end_reason == "time limit" and self.cell.world is not None
         if outcome.success is None and (outcome.fault or timed_out):
-            outcome.success = False  # a fault is no success; of success the scene would have said so
+            outcome.success = (
+                False  # a fault is no success; of success the scene would have said so
+            )
         if self.verdict.success is False:  # said after the scene's, or the person's own, success
             outcome.success = False
         return self._kept(number, outcome)

@@ -14,6 +14,7 @@ from real_world.contracts import RobotError
 from real_world.kinematics import hand_position
 from real_world.record_demos import RecordConfig, main, run
 from tests.real_world.fakes import Typist
+from tests.real_world.makers import need
 
 
 def files(folder):
@@ -33,9 +34,10 @@ def by_hand(monkeypatch, typist, out, **options):
 
 
 def test_the_expert_records_and_the_same_command_goes_on(tmp_path, capsys):
-    main(["paced=false", "n=1", f"out={tmp_path}", "keys=none"])
+    need("rerun")
+    main(["paced=false", "n=1", f"out={tmp_path}", "keys=none", "log=rrd"])
     assert "1 demonstrations of 1; 1 episodes, success 100.0%" in capsys.readouterr().out
-    main(["paced=false", "n=2", f"out={tmp_path}", "keys=none"])
+    main(["paced=false", "n=2", f"out={tmp_path}", "keys=none", "log=rrd"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["kept"], report["episodes"], report["success_rate"]) == (2, 2, 1.0)
     (one, about), (two, _) = files(tmp_path)
@@ -46,6 +48,9 @@ def test_the_expert_records_and_the_same_command_goes_on(tmp_path, capsys):
     assert (one.images["wrist"][0] != two.images["wrist"][0]).any()  # another scene
     # what was really sent stands beside what was wanted
     assert np.allclose(one.columns["q_sent_rad"], one.columns["q_wanted_rad"], atol=1e-6)
+    assert one.columns["latency_ms"].shape == (len(one), len(about["stages"]))
+    logs = [tmp_path / name for name in ("run.rrd", "run_1.rrd")]  # neither over the other
+    assert all(log.stat().st_size > 10_000 for log in logs)
     with pytest.raises(SystemExit, match="rate_hz|another out="):
         main(["paced=false", "n=3", "rate_hz=20", f"out={tmp_path}", "keys=none"])
 
