@@ -2,10 +2,12 @@
 
 The paper gives no recipe, so MAE's of ViT-B is the default (He et al. 2022, Table 9): AdamW, 5e-4 per
 256 pictures, weight decay 0.05, layer-wise decay 0.65, drop path 0.1, mixup 0.8, cutmix 1.0, label
-smoothing 0.1, warm-up and cosine, mean of the last states, norm, linear layer. Without RandAugment
-and random scales; a block is dropped as a whole.
+smoothing 0.1, warm-up and cosine, mean of the last states, norm, linear layer. RandAugment (its 9, 0.5)
+is torchvision's, without the noise of the magnitude, where it is asked for; no random scales; a block is
+dropped as a whole.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from pretraining.downstream.tuning import TuneConfig, start_of, whole_model
 from toto_robot.backbone import FrozenBackbone
 from toto_robot.backbone.decoder import Attention
 from toto_robot.backbone.precision import fast_matmul
+from toto_robot.backbone.torchvision_ops import need_torchvision
 
 LR_PER_256 = 5e-4
 
@@ -38,6 +41,7 @@ class FineTuned(nn.Module):
             attention.causal = False
         self.start, self.precision = start_of(config), backbone.precision
         self.tokenize = backbone.tokenize  # frozen, no module of this one
+        self.augment = rand_augment(config.randaugment)
         self.norm = nn.LayerNorm(model.config.dim)
         self.head = nn.Linear(model.config.dim, num_classes)
         nn.init.normal_(self.head.weight, std=2e-5)
@@ -72,7 +76,7 @@ class FineTuned(nn.Module):
         self, frames: UInt8[Tensor, "B T R R 3"], classes: Int[Tensor, " B"]
     ) -> dict[str, Float[Tensor, ""]]:
         frames, target = mixed(
-            frames.to(classes.device),
+            self.augment(frames).to(classes.device),
             smooth(classes, self.num_classes, self.options.smoothing),
             self.options.mixup,
             self.options.cutmix,
@@ -87,6 +91,26 @@ class FineTuned(nn.Module):
     ) -> list[tuple[int, int, float]]:
         """There is one head, after the last block."""
         return [(len(self.trunk.blocks), 0, self.lr)]
+
+
+def rand_augment(magnitude: int) -> Callable[[UInt8[Tensor, "B T R R 3"]], Tensor]:
+    """Two operations of RandAugment (Cubuk et al. 2020), alike for all frames of a clip; 0: none.
+
+    Raises:
+        ImportError: torchvision is not there.
+    """
+    if not magnitude:
+        return lambda frames: frames
+    need_torchvision()
+    from torchvision.transforms.v2 import RandAugment
+
+    operations = RandAugment(num_ops=2, magnitude=magnitude)
+
+    def augment(frames: UInt8[Tensor, "B T R R 3"]) -> UInt8[Tensor, "B T R R 3"]:
+        clips = frames.permute(0, 1, 4, 2, 3)  # torchvision wants channels before rows
+        return torch.stack([operations(clip) for clip in clips]).permute(0, 1, 3, 4, 2)
+
+    return augment
 
 
 def kept(added: Float[Tensor, "B N D"], drop: float) -> Float[Tensor, "B N D"]:

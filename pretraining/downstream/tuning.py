@@ -47,6 +47,7 @@ class TuneConfig(ProbeConfig):
     mixup: float = 0.8  # Beta parameters; 0: off
     cutmix: float = 1.0
     smoothing: float = 0.1
+    randaugment: int = 0  # finetune: magnitude, MAE's is 9; wants torchvision (extra `detect`)
     checkpoint_s: float = 300.0
 
     def folder(self, task: str) -> Path:

@@ -14,13 +14,14 @@ from PIL import Image
 from pretraining.downstream import tuning
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.features import encode
-from pretraining.downstream.finetune import FineTuned, kept, mixed, smooth
+from pretraining.downstream.finetune import FineTuned, kept, mixed, rand_augment, smooth
 from pretraining.downstream.hybrid import Hybrid
 from pretraining.downstream.live import LiveProbes
 from pretraining.downstream.tuning import LiveClips, TuneConfig, batch_rows, parts_of, tune
 from pretraining.sources import images, videos
 from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.names import load_with_head, random_with_head
+from toto_robot.backbone.torchvision_ops import need_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,22 @@ def test_live_probes_see_what_cached_ones_see_and_keep_heads_alone(tiny, tmp_pat
     assert torch.equal(probes.predict(frames), wanted) and wanted.shape == (4, 4, 2)
     assert probes.losses(frames, classes)["heads_nats"].requires_grad
     assert all(name.startswith("heads.") for name in probes.state_dict())
+
+
+def test_randaugment_treats_all_frames_of_a_clip_alike():
+    try:
+        need_torchvision()
+    except ImportError as error:
+        pytest.skip(str(error))
+    frames = torch.zeros(3, 2, 32, 32, 3, dtype=torch.uint8)
+    frames[:, :, 4:20, 8:14] = torch.tensor([200, 90, 30], dtype=torch.uint8)
+    assert rand_augment(0)(frames) is frames
+    torch.manual_seed(1)
+    first = rand_augment(9)(frames)
+    torch.manual_seed(1)
+    assert torch.equal(first, rand_augment(9)(frames))
+    assert first.shape == frames.shape and first.dtype == torch.uint8
+    assert torch.equal(first[:, 0], first[:, 1]) and not torch.equal(first, frames)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, pictures, tmp_path, monkeypatch):
