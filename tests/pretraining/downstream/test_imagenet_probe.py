@@ -13,6 +13,7 @@ from pretraining.downstream.probes import accuracies, shuffled_rows
 
 WNIDS = ("n01440764", "n01484850", "n01514668", "n02084071")
 COLOURS = np.array([(230, 40, 40), (40, 200, 60), (50, 70, 230), (220, 210, 50)], np.uint8)
+TIMM = ("backbone=timm", "backbone.timm_name=vit_tiny_patch16_224", "backbone.weights=random")
 TILE, SIDE = 8, 8  # px, tiles
 
 
@@ -91,6 +92,20 @@ def test_other_ways_to_probe(plain_set, tmp_path, words):
     assert result["metrics"]["top1_%"]["value"] > 80
     if "crops=2" in words:
         assert result["extra"]["layer_numbers"] == [0, 4] and result["extra"]["pictures"] == 24
+
+
+@pytest.mark.parametrize("mode", ["probe", "live"])
+@pytest.mark.parametrize("words", [("backbone=mae-tiny",), TIMM], ids=["mae", "timm"])
+def test_other_encoders_go_through_the_same_command(plain_set, tmp_path, words, mode):
+    if words == TIMM:
+        pytest.importorskip("timm")
+    words = (*words, f"mode={mode}", "layers=0,4", "epochs=5", "rates=0.01", "label=other")
+    out = tmp_path / "out"
+    base = ("task=imagenet", f"data={plain_set}", f"out={out}", f"cache={tmp_path}", "threads=1")
+    evaluate.main([*base, *words])
+    result = json.loads((out / "imagenet/other/result.json").read_text())
+    assert result["extra"]["layer_numbers"] == [0, 4] and result["metrics"]["top1_%"]["value"] > 80
+    assert result["untrained"] == (words[: len(TIMM)] == TIMM)
 
 
 @pytest.mark.parametrize("mode", ["live", "hybrid", "finetune"])
