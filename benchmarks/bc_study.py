@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from policies.demonstrations import DemonstrationFile
 from toto_robot.cli import parse
-from toto_robot.runs import wilson_interval, write_json
+from toto_robot.intervals import wilson_interval
+from toto_robot.runs import write_json
 
 BACKBONES = {
     "toto-tiny": ["backbone=toto-tiny"],

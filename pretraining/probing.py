@@ -18,7 +18,6 @@ from toto_robot.backbone import AttentionPool
 
 RIDGE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALIDATION_SHARE = 0.1
-Z = 1.96  # standard normal quantile of 95 % intervals
 Loss = Callable[[Tensor, Tensor], Tensor]  # of what a network makes of x, and y
 
 
@@ -30,13 +29,6 @@ class Split:
     train_y: Float[Tensor, "N K"] | Int[Tensor, " N"]
     test_x: Tensor
     test_y: Float[Tensor, "M K"] | Int[Tensor, " M"]
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` trials."""
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5 / (1 + Z**2 / count)
-    return max(centre - half, 0.0), min(centre + half, 1.0)  # rounding
 
 
 def r_squared(predicted: Float[Tensor, "M K"], target: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:

@@ -13,7 +13,12 @@ ARROWS = {
     "toto_robot/backbone": set(),
     "envs": set(),
     "policies": {"toto_robot.backbone", "envs.spec"},
-    "pretraining": {"toto_robot.backbone", "toto_robot.cli"},
+    "pretraining": {
+        "toto_robot.backbone",
+        "toto_robot.cli",
+        "toto_robot.intervals",
+        "toto_robot.themes",
+    },
     "real_world": {"policies", "toto_robot.backbone", "toto_robot.cli", "toto_robot.runs", "envs"},
     "toto_robot": {"toto_robot.backbone", "envs", "policies", "pretraining"},
 }
@@ -43,6 +48,7 @@ PINNED = {
     "rerun": ("real_world/live.py", "tests/"),
     "timm": ("toto_robot/backbone/timm_encoder.py",),
     "torchvision": (
+        "pretraining/downstream/finetune.py",
         "pretraining/downstream/sta_detector.py",
         "policies/torchvision_stub.py",
         "toto_robot/backbone/torchvision_ops.py",

@@ -14,11 +14,9 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from toto_robot.report_runs import Group, Run
+from toto_robot.themes import COLOURS, THEMES, paint
 
 POINTS = 80  # of a curve
-# Okabe and Ito's colours, which the colour-blind tell apart; readable on light and dark.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-THEMES = {"light": "#1c1e21", "dark": "#e3e5e8"}  # colour of axes and words
 
 
 class Interval(NamedTuple):
@@ -150,7 +148,9 @@ def draw_curves(
             xlabel="environment steps (millions)",
             ylabel=f"success rate while training, {statistic}",
         )
-        _paint(figure, axis, ink)
+        axis.margins(x=0.01)
+        axis.set_xlim(left=0)
+        paint(figure, axis, ink)
         names[theme] = f"{path.name}_{theme}.svg"
         figure.savefig(str(path.with_name(names[theme])), transparent=True)
     return names
@@ -170,18 +170,3 @@ def _draw_group(axis: Any, group: Group, curve: Curve | None, colour: str) -> No
         axis.fill_between(
             curve.steps / 1e6, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
         )
-
-
-def _paint(figure: Figure, axis: Any, ink: str) -> None:
-    axis.grid(color=ink, alpha=0.12, linewidth=0.6)
-    for name, spine in axis.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(ink)
-    axis.tick_params(colors=ink)
-    axis.xaxis.label.set_color(ink)
-    axis.yaxis.label.set_color(ink)
-    axis.margins(x=0.01)
-    axis.set_xlim(left=0)
-    legend = figure.legend(loc="outside upper left", frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_color(ink)

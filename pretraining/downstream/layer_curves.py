@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 
 from pretraining.downstream.published import CURVES, PEAKS, Curve, Peak
 from pretraining.downstream.rows import Row
+from toto_robot.themes import COLOURS, THEMES, paint
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-THEMES = {"light": "#1c1e21", "dark": "#e3e5e8"}  # colour of axes and words
 GREY = "#8a8f98"
 STYLES = ("-", "--", ":")
 
@@ -33,7 +32,8 @@ def draw_layers(
         if published:
             _draw_published(axis, task, metric)
         axis.set(xlabel="depth: 0 embeddings, 1 last block", ylabel=metric.replace("_", " "))
-        _paint(figure, axis, ink)
+        axis.set_xlim(-0.02, 1.02)
+        paint(figure, axis, ink, legend_columns=2)
         names[theme] = f"{path.name}_{theme}.svg"
         figure.savefig(str(path.with_name(names[theme])), transparent=True)
     return names
@@ -64,17 +64,3 @@ def _draw_published(axis: Any, task: str, metric: str) -> None:
                 part for part in (peak.name.removeprefix("Toto-"), peak.setting) if part
             )
             axis.annotate(text, (x, y), (5, 0), textcoords="offset points", color=GREY, fontsize=8)
-
-
-def _paint(figure: Figure, axis: Any, ink: str) -> None:
-    axis.grid(color=ink, alpha=0.12, linewidth=0.6)
-    for name, spine in axis.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(ink)
-    axis.tick_params(colors=ink)
-    axis.xaxis.label.set_color(ink)
-    axis.yaxis.label.set_color(ink)
-    axis.set_xlim(-0.02, 1.02)
-    legend = figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=2)
-    for text in legend.get_texts():
-        text.set_color(ink)

@@ -15,9 +15,10 @@ from pretraining.downstream.common import EvaluateConfig, Metric, Result
 from pretraining.downstream.features import FeatureOptions, Features
 from pretraining.downstream.published import PEAKS
 from pretraining.pictures import Line, Panel, plot_panels
-from pretraining.probing import CLASS_RATES, Split, fit_classes, wilson
+from pretraining.probing import CLASS_RATES, Split, fit_classes
 from toto_robot.backbone import FrozenBackbone
 from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
+from toto_robot.intervals import wilson_interval
 
 BATCHES, SMALLEST, LARGEST = 40, 32, 1024  # of an epoch; rows of a batch
 BATCH_TOKENS = 2**18  # of a batch: 64 clips of 4,096; 1.1 GB where features are 1,024 wide
@@ -146,8 +147,9 @@ def accuracies(
     found = {}
     for k in ranks:
         if k < logits.shape[1]:
-            share = (order[:, :k] == classes[:, None]).any(1).float().mean().item()
-            low, high = wilson(share, len(classes))
+            right = int((order[:, :k] == classes[:, None]).any(1).sum())
+            low, high = wilson_interval(right, len(classes))
+            share = right / len(classes)
             found[f"top{k}_%"] = Metric(100 * share, 100 * low, 100 * high, len(classes))
     return found
 

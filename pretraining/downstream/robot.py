@@ -19,8 +19,8 @@ from pretraining.downstream.common import EvaluateConfig, Metric, Result
 from pretraining.downstream.features import layers_of
 from pretraining.downstream.published import CURVES
 from pretraining.pictures import Line, Panel, plot_panels
-from pretraining.probing import wilson
 from toto_robot.backbone import FrozenBackbone
+from toto_robot.intervals import wilson_interval
 
 TASK = "robot"
 PROBED_ENV = "franka_pick"  # the only task that `probe` films
@@ -97,9 +97,9 @@ def policy_success(config: Config, backbone: FrozenBackbone, layer: int, seed: i
 
 def success(episodes: Sequence[bool]) -> Metric:
     """In percent, over the episodes of all seeds together."""
-    share, count = sum(episodes) / len(episodes), len(episodes)
-    low, high = wilson(share, count)
-    return Metric(100 * share, 100 * low, 100 * high, count)
+    wins, count = sum(episodes), len(episodes)
+    low, high = wilson_interval(wins, count)
+    return Metric(100 * wins / count, 100 * low, 100 * high, count)
 
 
 def evaluate(config: Config, backbone: FrozenBackbone) -> Result:

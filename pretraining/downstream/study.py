@@ -30,9 +30,10 @@ from pretraining.downstream.probes import accuracies
 from pretraining.downstream.rows import read_row
 from pretraining.downstream.study_data import write_clips, write_pictures
 from pretraining.pictures import Line, Panel, plot_panels
-from pretraining.probing import SmallCNN, Split, as_pixels, fit_classes, wilson
+from pretraining.probing import SmallCNN, Split, as_pixels, fit_classes
 from toto_robot.backbone.weights import write_json
 from toto_robot.cli import parse
+from toto_robot.intervals import wilson_interval
 
 PX = 128  # of drawn pictures, and of toto-tiny
 TASKS = {"imagenet": "eight shapes, pictures", "kinetics": "eight motions, videos"}
@@ -224,7 +225,7 @@ def summarise(config: Config) -> dict[str, dict[str, list[dict[str, float]]]]:
 
 def layer_of(values: list[float], count: int | None) -> dict[str, float]:
     mean = statistics.mean(values)
-    low, high = wilson(mean / 100, count or 1)
+    low, high = wilson_interval(mean / 100 * (count or 1), count or 1)
     ends = {"low": 100 * low, "high": 100 * high, "least": min(values), "most": max(values)}
     return {"mean": mean, **ends, "test_examples": count or 0}
 

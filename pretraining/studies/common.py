@@ -27,13 +27,13 @@ from pretraining.index import INDEX
 from pretraining.objectives import UNITS, Objective, tokens_per_frame
 from pretraining.parallel import choose_device
 from pretraining.pictures import Bar, plot_bars
-from pretraining.probing import wilson
 from pretraining.shards import MANIFEST
 from pretraining.studies.labelled import classes_of, correct_on_held_out, manifest_of
 from toto_robot.backbone.causal import CausalModel
 from toto_robot.backbone.models import make_model, num_parameters
 from toto_robot.backbone.tokenizers import load_tokenizer
 from toto_robot.backbone.weights import write_json
+from toto_robot.intervals import wilson_interval
 
 PICTURE_TOKENS = 256  # of the paper's unit of compute
 RESAMPLES = 2000
@@ -236,7 +236,7 @@ def summarise(row: Row, runs: list[train.Config], config: TableConfig) -> dict[s
     manifest = manifest_of(runs[0].data)
     side = math.isqrt(tokens_per_frame(model.config, manifest))
     top1 = float(correct.mean())
-    low, high = wilson(top1, correct.shape[1])
+    low, high = wilson_interval(top1 * correct.shape[1], correct.shape[1])
     result = {
         "name": row.name,
         "reads": f"patches of {model.config.patch} px" if model.config.patch else "codes",

@@ -202,7 +202,7 @@ def test_names_that_need_something_else() -> None:
 
 def timm_or_skip():
     try:
-        import timm  # pyright: ignore[reportMissingImports]
+        import timm
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"timm cannot be imported: {error}")
     return timm
@@ -244,7 +244,7 @@ def test_timm_features_are_timms(timm_name: str, side: int, cls: bool) -> None:
 def test_timm_weights_come_from_a_file(tmp_path: Path) -> None:
     timm = timm_or_skip()
     torch.manual_seed(3)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=7)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "x.pth")
     path = str(tmp_path / "x.pth")
     backbone = load_backbone("timm", timm_name="vit_tiny_patch16_224", weights=path, layer=2)

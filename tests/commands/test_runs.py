@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from toto_robot.intervals import wilson_interval
 from toto_robot.runs import (
     Metrics,
     plot_success,
     read_metrics,
     success_report,
-    wilson_interval,
     write_environment,
     write_json,
 )

@@ -17,7 +17,7 @@ from real_world.run_bc import main as run_bc
 from real_world.run_files import load_run, parse_verdicts, read_steps
 from real_world.run_report import latency_rows, main, timing
 from tests.real_world.rows import row
-from toto_robot.runs import wilson_interval
+from toto_robot.intervals import wilson_interval
 
 RUN_ROW = {
     "success": False, "end_reason": "time limit", "fault": False, "steps": 3, "seconds": 0.1,

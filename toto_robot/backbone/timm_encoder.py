@@ -77,7 +77,7 @@ def make_timm(timm_name: str, weights: str | None) -> TimmEncoder:
     """
     try:
         declare_missing()
-        import timm  # pyright: ignore[reportMissingImports]
+        import timm
     except (
         ImportError,
         RuntimeError,
@@ -94,7 +94,8 @@ def make_timm(timm_name: str, weights: str | None) -> TimmEncoder:
             "All of them: timm.list_models()"
         )
     options: dict[str, Any] = {"num_classes": 0}
-    if timm.models.get_pretrained_cfg_value(timm_name, "input_size")[-1] > LARGEST_PX:
+    input_size: Any = timm.models.get_pretrained_cfg_value(timm_name, "input_size")
+    if input_size[-1] > LARGEST_PX:
         options["img_size"] = INSTEAD_PX
     if weights is not None and weights != "random":
         options["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(Path(weights))}

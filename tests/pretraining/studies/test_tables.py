@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretraining.probing import Split, fit_classes, wilson
+from pretraining.probing import Split, fit_classes
 from pretraining.studies import (
     architectures,
     common,
@@ -84,12 +84,6 @@ def test_plain_shapes_are_light_on_dark():
     assert (corner < 60).all() and (brightest >= 190).all()
     share = (picture.min(2) > 125).mean()  # a disc of radius 0.75 r, r 0.2 to 0.36 of the side
     assert np.pi * 0.15**2 * 0.9 < share < np.pi * 0.27**2 * 1.1
-
-
-def test_wilson_by_hand():
-    """8 of 10: 0.490 to 0.943 (Newcombe 1998's formula)."""
-    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(0.0, 50)[0] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_orders():
