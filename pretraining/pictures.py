@@ -73,12 +73,14 @@ def plot_curve(
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve of a panel; `style` as matplotlib's format string."""
+    """One curve of a panel; `style` as matplotlib's format string, `low` and `high` of a band."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     style: str = "-"
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,12 @@ def plot_panels(panels: Sequence[Panel], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, panel in zip(axes[0], panels, strict=True):
         for line in panel.lines:
-            axis.plot(line.x, line.y, line.style, label=line.label, linewidth=1.2, markersize=3)
+            (drawn,) = axis.plot(
+                line.x, line.y, line.style, label=line.label, linewidth=1.2, markersize=3
+            )
+            if line.low is not None and line.high is not None:
+                colour = drawn.get_color()
+                axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
         for i, (label, x) in enumerate(panel.marks.items()):
             axis.axvline(x, color=f"C{len(panel.lines) + i}", linestyle=":", label=label)
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)

@@ -2,8 +2,10 @@
 
 import math
 
+Z = 1.959964  # standard normal quantile of 95 % intervals
 
-def wilson_interval(successes: float, episodes: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson_interval(successes: float, episodes: int, z: float = Z) -> tuple[float, float]:
     """95 % score interval of a success rate, (low, high) in [0, 1].
 
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), Wilson, JASA 22 (1927) 209-212.

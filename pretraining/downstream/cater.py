@@ -31,9 +31,9 @@ from pretraining.downstream.videos import (
     video_result,
     view_scores,
 )
-from pretraining.probing import Z
 from pretraining.sources import Source
 from toto_robot.backbone import FrozenBackbone
+from toto_robot.intervals import Z
 
 TASK = "cater"
 SIDE = 6  # cells

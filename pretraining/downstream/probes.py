@@ -186,6 +186,18 @@ def layers_result(
     )
 
 
+def metric_line(label: str, layers: Sequence[int], metrics: Sequence[Metric]) -> Line:
+    """A metric of each layer, with its interval as a band."""
+    return Line(
+        label=label,
+        x=layers,
+        y=[m.value for m in metrics],
+        style="o-",
+        low=[m.value if m.low is None else m.low for m in metrics],
+        high=[m.value if m.high is None else m.high for m in metrics],
+    )
+
+
 def plot_layers(
     layers: Sequence[int],
     scores: Sequence[dict[str, Metric]],
@@ -194,10 +206,6 @@ def plot_layers(
     path: Path,
 ) -> None:
     """Top-1 by layer with its interval; published best layers at their share of the depth."""
-    top1 = [score["top1_%"] for score in scores]
-    lines = [Line(label=backbone.name, x=layers, y=[m.value for m in top1], style="o-C0")]
-    for label, ends in (("95 %", [m.low for m in top1]), ("", [m.high for m in top1])):
-        lines.append(Line(label=label, x=layers, y=[e or 0.0 for e in ends], style=":C0"))
     peaks = {peak.name.lower(): peak for peak in PEAKS if peak.task == task}
     shown = [peaks[backbone.name]] if backbone.name in peaks else peaks.values()
     marks = {
@@ -207,10 +215,10 @@ def plot_layers(
         for peak in shown
     }
     panel = Panel(
-        title=f"{backbone.name}: top-1 by layer",
+        title=f"{backbone.name}: top-1 by layer, 95 %",
         x="layer (0: embeddings)",
         y="top-1, %",
-        lines=lines,
+        lines=[metric_line(backbone.name, layers, [score["top1_%"] for score in scores])],
         marks=marks,
     )
     plot_panels([panel], path)

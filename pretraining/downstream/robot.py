@@ -17,6 +17,7 @@ from typing import Any
 
 from pretraining.downstream.common import EvaluateConfig, Metric, Result
 from pretraining.downstream.features import layers_of
+from pretraining.downstream.probes import metric_line
 from pretraining.downstream.published import CURVES
 from pretraining.pictures import Line, Panel, plot_panels
 from toto_robot.backbone import FrozenBackbone
@@ -147,14 +148,12 @@ def plot(
     names = list(rows[layers[0]])
     if "success_%" in names:
         found = [rows[layer]["success_%"] for layer in layers]
-        lines = [Line(label=backbone.name, x=layers, y=[m.value for m in found], style="o-C0")]
-        for label, ends in (("95 %", [m.low for m in found]), ("", [m.high for m in found])):
-            lines.append(Line(label=label, x=layers, y=[e or 0.0 for e in ends], style=":C0"))
+        lines = [metric_line(backbone.name, layers, found)]
         if config.env == PROBED_ENV:
             places = [(i + 1) / len(PUBLISHED) * backbone.num_layers for i in range(len(PUBLISHED))]
             label = "published: toto-base, 12 layers, 2 M steps"
             lines.append(Line(label=label, x=places, y=PUBLISHED, style="D--C7"))
-        title = f"{config.env}: success of policies"
+        title = f"{config.env}: success of policies, 95 %"
         panels.append(Panel(title=title, x="layer", y="success, %", lines=lines))
     if reads := [name for name in names if name.endswith("R2")]:
         lines = [

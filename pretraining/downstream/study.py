@@ -240,10 +240,9 @@ def plot(summary: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> N
             values = [[layer[key] for layer in layers] for key in ("mean", "low", "high")]
             mean, low, high = (v if len(v) > 1 else v * 2 for v in values)
             style = f"o-C{colour}" if len(layers) > 1 else f"-C{colour}"
-            lines.append(Line(label=ROWS[row], x=x, y=mean, style=style))
-            lines += [Line(label="", x=x, y=y, style=f":C{colour}") for y in (low, high)]
+            lines.append(Line(label=ROWS[row], x=x, y=mean, style=style, low=low, high=high))
         lines.append(Line(label="chance", x=[0, depth], y=[12.5, 12.5], style="--k"))
-        title = f"{TASKS[task]} (dotted: 95 %)"
+        title = f"{TASKS[task]} (bands: 95 %)"
         panels.append(Panel(title=title, x="layer (0: embeddings)", y="top-1, %", lines=lines))
     plot_panels(panels, path)
 
