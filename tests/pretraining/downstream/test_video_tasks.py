@@ -260,7 +260,7 @@ def test_distances_by_hand():
     scores[range(4), others] = 1.0
     metric = cater.l1_distance(scores, cells)
     assert (metric.value, metric.count) == (4.5, 4)
-    half = 1.96 * (19.6666667**0.5) / 2  # squares of 5.5, 2.5, 4.5, 1.5 by 3, by the root of 4
+    half = 1.959964 * (19.6666667**0.5) / 2  # squares of 5.5, 2.5, 4.5, 1.5 by 3, by the root of 4
     assert (metric.low, metric.high) == pytest.approx((4.5 - half, 4.5 + half))
 
 
