@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from pretraining.parallel import World
+from pretraining.progress import changes
 from toto_robot.backbone.weights import write_json
 
 PARTIAL = ".partial"
@@ -136,13 +137,8 @@ class Checkpoints:
         return about["step"], about["history"]
 
     def _check_settings(self, before: dict[str, str]) -> None:
-        changed = [
-            f"{name}: {before.get(name)} then, {self.settings.get(name)} now"
-            for name in sorted(before.keys() | self.settings.keys())
-            if before.get(name) != self.settings.get(name)
-        ]
-        if changed:
+        if changed := changes(before, self.settings):
             raise ValueError(
-                f"{self.folder} was written under other settings ({'; '.join(changed)}); use them "
+                f"{self.folder} was written under other settings ({changed}); use them "
                 "again, another out=, or resume=never"
             )

@@ -43,6 +43,15 @@ def settings_of(config: Any, free: set[str]) -> dict[str, str]:
     return {name: str(value) for name, value in fields if name not in free}
 
 
+def changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """The settings that differ, "" if none does."""
+    return "; ".join(
+        f"{name}: {before.get(name)} then, {now.get(name)} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    )
+
+
 class Checkpoint:
     """Model, optimiser and step in one file; a kill at any moment leaves the old one or the new."""
 
@@ -82,14 +91,9 @@ class Checkpoint:
                 f"{self.path} is damaged ({error}); delete it or use resume=never"
             ) from error
         before = state["settings"]
-        changed = [
-            f"{name}: {before.get(name)} then, {self.settings.get(name)} now"
-            for name in sorted(before.keys() | self.settings.keys())
-            if before.get(name) != self.settings.get(name)
-        ]
-        if changed:
+        if changed := changes(before, self.settings):
             raise ValueError(
-                f"{self.path} comes from other settings ({'; '.join(changed)}); repeat the old "
+                f"{self.path} comes from other settings ({changed}); repeat the old "
                 "ones, choose another out=, or start over with resume=never"
             )
         self.model.load_state_dict(state["model"])

@@ -16,10 +16,8 @@ from PIL import Image, ImageDraw
 from pretraining.studies.shapes import (
     OVERSAMPLING,
     SHAPES,
-    colour_apart_from,
+    canvas,
     draw_video,
-    even_ground,
-    ground,
     write_video,
 )
 
@@ -41,11 +39,7 @@ def draw_motion(
 ) -> UInt8[np.ndarray, "T S S 3"]:
     """A shape that is not round, at its random place in the middle of the video."""
     big = OVERSAMPLING * size
-    if plain:
-        picture, colour = even_ground(random, big)
-    else:
-        picture, colours = ground(random, big)
-        colour = colour_apart_from(random, colours)
+    picture, colour = canvas(random, big, plain)
     names = [name for name in SHAPES if name != "disc"]
     outline = np.array(SHAPES[names[random.integers(len(names))]])
     radius, angle = random.uniform(0.16, 0.24) * big, random.uniform(0, 2 * math.pi)

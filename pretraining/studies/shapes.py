@@ -108,16 +108,22 @@ def even_ground(
     return np.full((size, size, 3), dark, np.uint8), tuple(light.tolist())
 
 
+def canvas(
+    random: np.random.Generator, size: int, plain: bool
+) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, ...]]:
+    """A ground, and a colour for what is drawn on it."""
+    if plain:
+        return even_ground(random, size)
+    picture, colours = ground(random, size)
+    return picture, colour_apart_from(random, colours)
+
+
 def draw_video(
     name: str, random: np.random.Generator, frames: int, size: int, plain: bool = False
 ) -> UInt8[np.ndarray, "T S S 3"]:
     """One shape over one ground, drifting and turning evenly."""
     big = OVERSAMPLING * size
-    if plain:
-        picture, colour = even_ground(random, big)
-    else:
-        picture, colours = ground(random, big)
-        colour = colour_apart_from(random, colours)
+    picture, colour = canvas(random, big, plain)
     radius = random.uniform(0.2, 0.36) * big
     centre = random.uniform(1.2 * radius, big - 1.2 * radius, 2)
     drift, spin = random.uniform(-0.04, 0.04, 2) * big, random.uniform(-0.15, 0.15)
