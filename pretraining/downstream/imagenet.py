@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from pretraining.datasets.imagenet import imagenet1k
+from pretraining.downstream.classify import classify
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Result
 from pretraining.downstream.probes import accuracies, layers_result
-from pretraining.downstream.tuning import TuneConfig, classify
+from pretraining.downstream.tuning import TuneConfig
 from pretraining.sources import Source
 from pretraining.video import crops_of
 from toto_robot.backbone import FrozenBackbone

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pretraining.downstream.classify import classify
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Metric, Result
 from pretraining.downstream.probes import (
@@ -14,7 +15,7 @@ from pretraining.downstream.probes import (
     accuracies,
     layers_result,
 )
-from pretraining.downstream.tuning import TuneConfig, classify
+from pretraining.downstream.tuning import TuneConfig
 from pretraining.sources import Source
 from pretraining.video import CENTRE, Crop
 from toto_robot.backbone import FrozenBackbone

@@ -139,7 +139,9 @@ def test_what_the_page_shows_is_there(made: tuple[Page, Path]) -> None:
     assert "<b>" not in page.text.replace("<b>worse</b>", "").replace("<b>digits</b>", "").replace(
         "<b>other</b>", ""
     ).replace("<b>better &lt;b&gt;</b>", "")
-    command = "task=imagenet &#39;data=/my data&#39; label=digits"  # of no backbone: as it was given
+    command = (
+        "task=imagenet &#39;data=/my data&#39; label=digits"  # of no backbone: as it was given
+    )
     assert command in page.text
 
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pretraining.downstream import tuning
+from pretraining.downstream.classify import tune
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.features import encode
 from pretraining.downstream.finetune import FineTuned, kept, mixed, rand_augment, smooth
 from pretraining.downstream.hybrid import Hybrid
 from pretraining.downstream.live import LiveProbes
-from pretraining.downstream.tuning import LiveClips, TuneConfig, batch_rows, parts_of, tune
+from pretraining.downstream.tuning import LiveClips, TuneConfig, batch_rows, parts_of
 from pretraining.sources import images, videos
 from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.names import load_with_head, random_with_head
