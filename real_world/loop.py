@@ -29,6 +29,7 @@ from real_world.guard import Guard
 from real_world.pacing import Clock, Deadlines, Pacer, Stages, Tick
 
 BOUND = 1.05  # actions are in [-1, 1]; one beyond this is a fault, not something to clip
+SETTLE_S = 5.0  # a policy that was late at an episode's end is done with it by then
 HISTORY = 128  # newest robot states, to match with frames
 
 
@@ -147,9 +148,12 @@ class Thinker:
         job, self._job = self._job, None
         return job.result()
 
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    def begin(self) -> None:
+        """A new episode. Raises Fault if the policy still thinks about the one before."""
+        if self._job is not None and not wait([self._job], SETTLE_S).done:
+            raise Fault(f"the policy has been thinking for {SETTLE_S:g} s since the episode before")
+        self._job = None
+        self._policy.reset(None)
 
 
 def _checked(plan: Tensor) -> Float[np.ndarray, "K A"]:
@@ -203,6 +207,7 @@ class EpisodeLoop:
         self.clock, self.picture, self.judge = clock, picture, judge
         self.stop_asked, self.record = stop_asked, record
         self.stages = Stages(clock)
+        self._thinker = Thinker(policy, self.stages, options.threaded)
         self.deadlines = Deadlines(1 / options.command_hz)
         self.plans = self.late_plans = 0  # made, and of these played later than in their own tick
         self._shapes: list[tuple[int, ...]] = []
@@ -211,25 +216,23 @@ class EpisodeLoop:
 
     def run(self) -> Outcome:
         """One episode; never raises for what can go wrong on the way: the arm holds then."""
-        self.policy.reset(None)
         self.robot.hold_here()
         self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
         self._asked = -self.options.replan_every
         self._number = [-1] * len(self.cameras)
         self._steps, self._acted_s, self._won_s = 0, self.clock.now(), None
         before, start_s = dict(self.robot.events), self.clock.now()
-        thinker = Thinker(self.policy, self.stages, self.options.threaded)
         fault, reason = True, ""
         try:
-            reason = self._play(thinker, start_s)
+            self._thinker.begin()
+            start_s = self._acted_s = self.clock.now()
+            reason = self._play(self._thinker, start_s)
             fault = False
         except (RuntimeError, ValueError, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
         except BaseException as error:  # anything else is ours: the arm holds all the same
             self.robot.stop(f"{type(error).__name__}: {error}")
             raise
-        finally:
-            thinker.close()
         if fault or reason.startswith("stopped"):
             self.robot.stop(reason)
         success = True if self._won_s is not None else self.judge()

@@ -226,6 +226,21 @@ def test_a_plan_is_played_as_far_as_in_the_evaluation():
     assert (loop.plans, loop.late_plans) == (-(-len(rows) // 3), 0)
 
 
+def test_an_episode_begins_when_the_one_before_is_thought_through(monkeypatch):
+    """Else a late thought would be remembered as the new episode's, or end up in two threads."""
+    said, slow = [], threading.Event()
+    policy = Steady(0.01, horizon=30, before=lambda step: slow.wait(0.3) or said.append("thought"))
+    monkeypatch.setattr(policy, "reset", lambda worlds: said.append("reset"))
+    loop, _, _, _ = cell(policy, WallClock(), options={"max_seconds": 0.1, "threaded": True})
+    loop.run()
+    loop.run()
+    assert said[:3] == ["reset", "thought", "reset"]
+    monkeypatch.setattr("real_world.loop.SETTLE_S", 0.05)
+    outcome = loop.run()
+    assert outcome.fault and "since the episode before" in outcome.end_reason
+    slow.set()
+
+
 def test_a_policy_that_never_answers_starves_the_arm():
     answer = threading.Event()
     loop, arm, _, _ = cell(
