@@ -12,23 +12,23 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.spec import FRANKA, TASK_NAMES
-from real_world.cell import Cell, CellConfig, fit_picture, only_one, open_cell
+from real_world.cell import Cell, fit_picture, only_one, open_cell
 from real_world.contracts import CameraError, Frame, RobotError
-from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys, open_keys
+from real_world.keys import Keys, KeysError, NoKeys, open_keys
 from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
 from real_world.recorder import Recorder, RecorderError
+from real_world.run_config import RunConfig, cameras_of, check_policy, loop_options
 from real_world.run_files import write_options
 from real_world.run_report import write_run_report
 from real_world.sim import SimWorld
@@ -36,74 +36,8 @@ from real_world.teleop import Verdict
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
 
-SHIPPED = Path(__file__).parent / "pretrained/franka_pick"
 WARM_UPS = 10
-SLACK = 1.5  # the policy is given so many times the longest that it took before the start
-LATEST = 0.6  # share of a tick after which its command leaves, however slow the policy is
 REFUSALS = (RobotError, CameraError, RecorderError, KeysError)
-
-
-@dataclass(kw_only=True)
-class RunConfig(CellConfig):
-    """Run a policy on an arm. Without options: the shipped policy on the simulated arm."""
-
-    policy: Path = SHIPPED  # a policy folder: behaviour cloning, DAgger or PPO
-    episodes: int = 3
-    seconds: float = 8.0  # of an episode, at most
-    hold_seconds: float = 1.0  # how long the policy goes on after success
-    rate_hz: float | None = None  # of the policy; must be what it was trained at
-    threaded: bool | None = None  # the policy thinks beside the loop, which is on time whatever it
-    # takes and plays the older plan on; None: if there is one, in real time
-    send_after_ms: float | None = (
-        None  # of a tick, when its command leaves; None: as the policy needs
-    )
-    blend: float = 0.0  # share of the older plan where plans overlap
-    max_age_ms: float = 250.0  # of a frame; an older one ends the run
-    missed_in_a_row: int = 5  # deadlines that end the run
-    start: Literal["key", "auto"] | None = None  # of an episode; None: key for a real arm
-    keys: Literal["auto", "terminal", "evdev", "none"] = "auto"
-    stop_key: str = STOP_KEY
-    deadman_key: str = ""  # must be held all the time, or the arm stops (keys=evdev hears it best)
-    device: str = "cpu"
-    log: Literal["none", "rrd"] = "none"  # rrd: everything into run.rrd, for rerun (extra `live`)
-    headless: bool = True  # false: a live view, in rerun's window or a web page
-    out: Path | None = None  # None: runs/real/<date and time>
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("episodes", "seconds", "max_age_ms", "missed_in_a_row"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
-
-    @property
-    def by_key(self) -> bool:
-        """Whether an episode waits for a key."""
-        return self.start == "key" or (self.start is None and not self.simulated)
-
-
-def check_policy(spec: Any, config: RunConfig) -> None:
-    """Raises ValueError unless the policy is one for this arm and this rate."""
-    problems = []
-    if spec.env not in TASK_NAMES:
-        problems.append(f"it is of env={spec.env}; known: {list(TASK_NAMES)}")
-    if spec.obs != "pixels":
-        problems.append(f"it reads {spec.obs}, which no camera gives")
-    if spec.num_actions != FRANKA.num_actions or spec.num_states != FRANKA.num_states:
-        problems.append(
-            f"its actions and joints are {spec.num_actions} and {spec.num_states} numbers, this "
-            f"arm's {FRANKA.num_actions} and {FRANKA.num_states}"
-        )
-    if config.rate_hz is not None and config.rate_hz != spec.control_rate_hz:
-        problems.append(
-            f"it acts at {spec.control_rate_hz} Hz, rate_hz={config.rate_hz:g} (its actions are "
-            "steps of that length)"
-        )
-    if problems:
-        raise ValueError(f"policy={config.policy} does not fit: " + "; ".join(problems))
-
-
-def cameras_of(spec: Any) -> list[str]:
-    return [spec.camera] if isinstance(spec.camera, str) else list(spec.camera or [])
 
 
 def warm_up(policy: Any, cell: Cell, picture: Callable[[Frame], np.ndarray]) -> float:
@@ -123,28 +57,6 @@ def warm_up(policy: Any, cell: Cell, picture: Callable[[Frame], np.ndarray]) -> 
             times_ms.append(1000 * (time.perf_counter() - start))
     policy.reset()
     return max(times_ms[1:])
-
-
-def replan_every(spec: Any) -> int:
-    """As in its evaluation; a policy with a context is shown every frame."""
-    return spec.bc.replan_every if spec.bc and spec.bc.context == 1 else 1
-
-
-def thinks_beside(config: RunConfig, spec: Any) -> bool:
-    """A plan that comes too late for its tick is no loss where the one before reaches further."""
-    if config.threaded is not None:
-        return config.threaded
-    return config.paced and bool(spec.bc) and spec.bc.chunk > spec.bc.replan_every
-
-
-def send_after_s(config: RunConfig, slowest_ms: float, command_hz: float) -> float:
-    """When in a tick its command leaves. Sent when the policy is done, commands would come as unevenly as
-    it computes. On the virtual clock computing takes no time."""
-    if config.send_after_ms is not None:
-        return config.send_after_ms / 1000
-    if not config.paced:
-        return 0.0
-    return min(SLACK * slowest_ms / 1000, LATEST / command_hz)
 
 
 def film_episode(path: Path, world: SimWorld, joints: Sequence[np.ndarray], rate_hz: float) -> None:
@@ -192,26 +104,14 @@ def run(config: RunConfig) -> dict[str, Any]:
         cell.stack.callback(keys.close)
         if isinstance(keys, NoKeys) and (config.by_key or config.deadman_key):
             raise KeysError("start=key and deadman_key= need keys: a terminal, or keys=evdev")
-        command_hz, slowest_ms = config.command_hz or hz, warm_up(policy, cell, picture)
-        after_s = send_after_s(config, slowest_ms, command_hz)
+        slowest_ms = warm_up(policy, cell, picture)
+        options = loop_options(config, spec, slowest_ms)
         print(
             f"warm-up: the policy's slowest call took {slowest_ms:.1f} ms; commands leave "
-            f"{1000 * after_s:.1f} ms into a tick"
+            f"{1000 * options.send_after_s:.1f} ms into a tick"
         )
-        write_options(out, config, hz, command_hz)
-        options = LoopOptions(
-            policy_hz=hz,
-            command_hz=command_hz,
-            max_seconds=config.seconds,
-            hold_seconds=config.hold_seconds,
-            max_frame_age_s=config.max_age_ms / 1000,
-            missed_in_a_row=config.missed_in_a_row,
-            replan_every=replan_every(spec),
-            threaded=thinks_beside(config, spec),
-            send_after_s=after_s,
-            blend=config.blend,
-        )
-        session = Session(config, spec, policy, cell, recorder, live, stop, keys, out, options)
+        write_options(out, config, options.policy_hz, options.command_hz)
+        session = Session(config, policy, picture, options, cell, recorder, live, stop, keys, out)
         for number in tqdm(range(config.episodes), unit="episode", disable=config.episodes < 2):
             outcome = session.episode(number)
             if outcome is None:
@@ -230,15 +130,15 @@ class Session:
     def __init__(
         self,
         config: RunConfig,
-        spec: Any,
         policy: Any,
+        picture: Callable[[Frame], np.ndarray],
+        options: LoopOptions,
         cell: Cell,
         recorder: Recorder,
         live: Live,
         stop: StopSignal,
         keys: Keys,
         out: Path,
-        options: LoopOptions,
     ):
         self.config, self.cell, self.recorder, self.live, self.out = (
             config, cell, recorder, live, out,
@@ -249,7 +149,7 @@ class Session:
         self._joints: list[np.ndarray] = []  # of the scene, for its film
         self.loop = EpisodeLoop(
             cell.robot, cell.cameras, policy, options, cell.clock,
-            picture=fit_picture(spec.image_size), judge=self._judge,
+            picture=picture, judge=self._judge,
             stop_asked=self._stop_asked, record=self._record,
         )  # fmt: skip
         self._measures = StepMeasures(self.loop.stages, self.loop.deadlines, cell.robot.events)

@@ -13,7 +13,8 @@ from real_world.contracts import CameraError, Command, Frame, RobotError
 from real_world.homing import NEAR_RAD, go_to
 from real_world.realsense_twin import write_recording
 from real_world.replay import ReplayConfig
-from real_world.run_bc import RunConfig, main, run
+from real_world.run_bc import main, run
+from real_world.run_config import RunConfig
 from tests.real_world.makers import need
 
 BOX = (0.0, -0.5, 0.0, 0.8, 0.5, 1.0)

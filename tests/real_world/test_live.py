@@ -19,7 +19,8 @@ from policies.demonstrations import DemonstrationFile
 from real_world import live, run_bc
 from real_world.limits import EVENTS
 from real_world.live import Live, RerunSink, open_live
-from real_world.run_bc import RunConfig, run
+from real_world.run_bc import run
+from real_world.run_config import RunConfig
 from tests.real_world.rows import row
 
 SHORT = RunConfig(paced=False, episodes=2, seconds=0.3)

@@ -73,7 +73,8 @@ def test_robomimics_own_loader_reads_it(one_file):
 
 def test_trained_on_it_a_policy_runs(one_file, tmp_path):
     pytest.importorskip("robomimic", reason="scripts/setup.sh installs it")
-    from real_world.run_bc import RunConfig, run
+    from real_world.run_bc import run
+    from real_world.run_config import RunConfig
     from toto_robot.backbone import load_backbone
     from toto_robot.bc import BCConfig, Run, train
     from toto_robot.runs import StopSignal

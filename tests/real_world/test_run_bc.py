@@ -13,7 +13,8 @@ from policies.policy import read_spec
 from real_world import cell, run_bc
 from real_world.contracts import RobotError
 from real_world.recorder import Recorder
-from real_world.run_bc import SHIPPED, RunConfig, check_policy, main, run
+from real_world.run_bc import main, run
+from real_world.run_config import SHIPPED, RunConfig, check_policy
 
 SHORT = RunConfig(paced=False, episodes=2, seconds=0.5)
 
