@@ -57,9 +57,7 @@ class LoopOptions:
     missed_in_a_row: int = 5
     replan_every: int = 1  # policy steps that are played of a plan before the next is asked for
     threaded: bool = False  # the policy thinks beside the loop, which never waits for it too long
-    send_after_s: float = (
-        0.0  # no command leaves earlier in its tick: an even beat, a known latency
-    )
+    send_after_s: float = 0.0  # no command leaves earlier in its tick: an even beat
     blend: float = 0.0  # share of the older plan where plans overlap; 0: the newest counts
 
     def __post_init__(self) -> None:

@@ -59,9 +59,7 @@ class Config:
     out: Path
     work: Path = Path("outputs/study")  # drawn data and features
     seeds: int = 3
-    plain: bool = (
-        True  # light shapes on dark even grounds; false: on grounds of all kinds and colours
-    )
+    plain: bool = True  # light shapes on dark even grounds; false: on all kinds of grounds
     pictures: int = 300  # to train on, of each class
     test_pictures: int = 100
     videos: int = 150
