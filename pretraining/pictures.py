@@ -114,7 +114,13 @@ def plot_panels(panels: Sequence[Panel], path: Path) -> None:
             axis.set_xscale("log")
         if "y" in panel.log:
             axis.set_yscale("log")
-        axis.legend(fontsize=7)
+    labels = [[line.label for line in panel.lines] for panel in panels]
+    if len(panels) > 1 and not any(own != labels[0] for own in labels):  # one for all
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=7)
+    else:
+        for axis in axes[0]:
+            axis.legend(fontsize=7)
     save(figure, path)
 
 

@@ -11,7 +11,6 @@ plot of the layers and README.md. Rows that are there already are not made again
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,11 +263,11 @@ def as_table(summary: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     return "\n".join(lines)
 
 
-def readme(config: Config, table: str, seconds: float) -> str:
+def readme(config: Config, table: str) -> str:
     return f"""# A small study of the evaluations
 
-`python -m pretraining.downstream.study out=benchmarks/results/evaluations` made all of this folder in
-{seconds / 60:.0f} minutes on {config.threads} thread(s).
+`python -m pretraining.downstream.study out=benchmarks/results/evaluations` made all of this folder, on
+{config.threads} thread(s) of a CPU.
 
 Data ({"plain grounds" if config.plain else "varied grounds"}): {config.pictures} drawn shapes of each of eight classes to train on and {config.test_pictures} to test, in ImageNet's layout;
 {config.videos} and {config.test_videos} videos of {config.frames} frames of {config.video_px} px of each of eight motions, in Kinetics' layout (single frames tell
@@ -285,7 +284,6 @@ curves, and each row its `result.json` with the command.
 
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
-    began = time.monotonic()
     draw(config)
     for task in TASKS:
         train, test = (read_part(config, task, held_out) for held_out in (False, True))
@@ -303,7 +301,7 @@ def main(config: Config) -> None:
     write_json(config.out / "summary.json", summary)
     plot(summary, config.out / "layers.png")
     table = as_table(summary)
-    (config.out / "README.md").write_text(readme(config, table, time.monotonic() - began))
+    (config.out / "README.md").write_text(readme(config, table))
     print(table)
 
 
