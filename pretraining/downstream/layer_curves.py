@@ -28,7 +28,8 @@ def draw_layers(
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axis = figure.subplots()
         for i, row in enumerate(rows):
-            _draw_row(axis, row, metric, COLOURS[i % len(COLOURS)])
+            style = STYLES[i // len(COLOURS) % len(STYLES)]
+            _draw_row(axis, row, metric, COLOURS[i % len(COLOURS)], style)
         if published:
             _draw_published(axis, task, metric)
         axis.set(xlabel="depth: 0 embeddings, 1 last block", ylabel=metric.replace("_", " "))
@@ -39,11 +40,11 @@ def draw_layers(
     return names
 
 
-def _draw_row(axis: Any, row: Row, metric: str, colour: str) -> None:
+def _draw_row(axis: Any, row: Row, metric: str, colour: str, style: str) -> None:
     found = [layer[metric] for layer in row.layers]
     depth = [number / max(1, row.depth or 1) for number in row.layer_numbers]
     label = row.label + (" (untrained)" if row.untrained else "")
-    axis.plot(depth, [m.value for m in found], color=colour, marker=".", label=label)
+    axis.plot(depth, [m.value for m in found], style, color=colour, marker=".", label=label)
     if all(m.low is not None for m in found):
         bounds = [m.low for m in found], [m.high for m in found]
         axis.fill_between(depth, *bounds, color=colour, alpha=0.15, linewidth=0)

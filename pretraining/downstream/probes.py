@@ -21,6 +21,7 @@ from toto_robot.backbone.causal import IMAGE_START, VIDEO_START
 from toto_robot.intervals import wilson_interval
 
 BATCHES, SMALLEST, LARGEST = 40, 32, 1024  # of an epoch; rows of a batch
+WHOLE = {"imagenet": 1000, "kinetics": 400}  # classes
 BATCH_TOKENS = 2**18  # of a batch: 64 clips of 4,096; 1.1 GB where features are 1,024 wide
 
 
@@ -154,6 +155,16 @@ def accuracies(
     return found
 
 
+def about_size(task: str, num_classes: int) -> list[str]:
+    """A note where the data are not the whole set that the task is named after."""
+    whole = WHOLE.get(task, num_classes)
+    return (
+        []
+        if num_classes == whole
+        else [f"{num_classes} classes of data, not the {whole} of the set"]
+    )
+
+
 def layers_result(
     task: str,
     fits: Sequence[LayerFit],
@@ -168,6 +179,7 @@ def layers_result(
     folder.mkdir(parents=True, exist_ok=True)
     plot_layers([fit.layer for fit in fits], scores, backbone, task, folder / "layers.png")
     notes = ["the best layer is chosen on the clips that it is scored on, as in the paper"]
+    notes += about_size(task, fits[0].logits.shape[1])
     if backbone.untrained:
         notes.insert(0, "untrained weights")
     return Result(

@@ -25,7 +25,7 @@ from pretraining.datasets.imagenet import imagenet1k
 from pretraining.datasets.kinetics import kinetics
 from pretraining.downstream.clips import Clip, View, read_clip
 from pretraining.downstream.common import EvaluateConfig, Result, write_result
-from pretraining.downstream.probes import accuracies
+from pretraining.downstream.probes import about_size, accuracies
 from pretraining.downstream.rows import read_row
 from pretraining.downstream.study_data import write_clips, write_pictures
 from pretraining.pictures import Line, Panel, plot_panels
@@ -199,7 +199,8 @@ def fit_own(config: Config, task: str, row: str, seed: int, train: Frames, test:
     about = EvaluateConfig(
         data=folder_of(config, task), out=config.out, label=f"{row}_s{seed}", seed=seed
     )
-    result = Result(task, accuracies(logits, test.classes, ranks=(1,)), notes=[ROWS[row]])
+    notes = [ROWS[row], *about_size(task, logits.shape[1])]
+    result = Result(task, accuracies(logits, test.classes, ranks=(1,)), notes=notes)
     result.extra = {"rate": rate, "epochs": config.own_epochs, "input": list(example.shape[1:])}
     write_result(result, about, None, own_words(config, task, row, seed))
 
