@@ -216,7 +216,7 @@ class EpisodeLoop:
         """One episode; never raises for what can go wrong on the way: the arm holds then."""
         self.robot.hold_here()
         self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
-        self._asked = -self.options.replan_every
+        self._asked, self._asked_from = -self.options.replan_every, np.zeros(FRANKA.num_actions)
         self._number = [-1] * len(self.cameras)
         self._steps, self._acted_s, self._won_s = 0, self.clock.now(), None
         before, start_s = dict(self.robot.events), self.clock.now()
@@ -257,6 +257,7 @@ class EpisodeLoop:
                 obs = self._look(state)
                 if self._plan_is_due() and thinker.think(obs, self._steps):
                     self._asked = self._steps
+                    self._asked_from = obs[TARGETS][0].double().numpy()
                 leaves_s = tick.due_s + self.options.send_after_s
                 goal, action = self._goal(thinker.result(leaves_s - self.clock.now()), start)
                 row = self._row(obs, action, goal, state, tick)
@@ -347,9 +348,12 @@ class EpisodeLoop:
         """Where this policy step leads to. Without an action the target stays."""
         if thought is not None:
             seen_at, plan = thought
+            late = min(self._steps - seen_at, len(plan) - 1)
+            if late:
+                plan = self._caught_up(plan, late, start)
             self._plans.add(plan, seen_at, self._steps)
             self.plans += 1
-            self.late_plans += seen_at < self._steps
+            self.late_plans += late > 0
         action, now_s = self._plans.action(self._steps), self.clock.now()
         if action is not None:
             self._acted_s = now_s
@@ -362,6 +366,18 @@ class EpisodeLoop:
             start.q_rad + change[:ARM_JOINTS],
             float(np.clip(start.gripper_m + change[ARM_JOINTS:].sum(), 0.0, 0.08)),
         ), action
+
+    def _caught_up(
+        self, plan: Float[np.ndarray, "K A"], late: int, start: Command
+    ) -> Float[np.ndarray, "K A"]:
+        """A late plan whose first action to be played leads to where the plan wanted to be by then: the
+        actions before it, which will not be played, hold what the policy corrected."""
+        wanted = self._asked_from + self._step * plan[:late].sum(axis=0)
+        now = np.array([*start.q_rad, *[start.gripper_m / 2] * 2])
+        largest = np.abs(plan).max()
+        plan = plan.copy()
+        plan[late] = np.clip(plan[late] + (wanted - now) / self._step, -largest, largest)
+        return plan
 
     def _row(self, obs, action, goal, state, tick: Tick) -> dict[str, Any]:
         images = obs[OBS][0] if obs[OBS].ndim == 5 else obs[OBS]

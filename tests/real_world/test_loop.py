@@ -208,6 +208,20 @@ def test_a_late_plan_is_played_a_tick_later_and_its_command_is_on_time():
     assert sent_s.min() >= 0.02 and np.median(sent_s) < 0.025
 
 
+def test_a_late_plan_makes_up_for_what_was_not_played():
+    """Its first action holds what the policy corrected; dropped, no correction would ever be made."""
+    loop, arm, _, _ = cell(Steady(), options={"threaded": True})
+    loop.run()
+    here = loop.robot.target
+    loop._asked_from = np.array([*here.q_rad, *[here.gripper_m / 2] * 2])
+    plan = np.array([0.2, 0.1, -0.4])[:, None] * np.ones(9)
+    assert np.allclose(loop._caught_up(plan, 1, here)[:, 0], [0.2, 0.3, -0.4])
+    assert np.allclose(loop._caught_up(plan, 2, here)[2], -0.1)
+    loop._asked_from[0] += 1.0  # further than actions of this plan go
+    assert np.allclose(loop._caught_up(plan, 1, here)[1, :2], [0.4, 0.3])
+    assert plan[1, 0] == 0.1
+
+
 def test_commands_leave_when_they_should_in_their_tick():
     loop, _, _, rows = cell(Steady(0.01), options={"send_after_s": 0.02})
     loop.run()
