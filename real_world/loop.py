@@ -201,7 +201,7 @@ class EpisodeLoop:
         stop_asked: Callable[[], str] = lambda: "",
         record: Callable[[Mapping[str, Any]], object] = lambda step: None,
     ):
-        self.robot, self.cameras, self.policy, self.options = robot, cameras, policy, options
+        self.robot, self.cameras, self.options = robot, cameras, options
         self.clock, self.picture, self.judge = clock, picture, judge
         self.stop_asked, self.record = stop_asked, record
         self.stages = Stages(clock)
@@ -353,7 +353,7 @@ class EpisodeLoop:
                 plan = self._caught_up(plan, late, start)
             self._plans.add(plan, seen_at, self._steps)
             self.plans += 1
-            self.late_plans += late > 0
+            self.late_plans += seen_at < self._steps
         action, now_s = self._plans.action(self._steps), self.clock.now()
         if action is not None:
             self._acted_s = now_s

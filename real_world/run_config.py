@@ -23,11 +23,9 @@ class RunConfig(CellConfig):
     seconds: float = 8.0  # of an episode, at most
     hold_seconds: float = 1.0  # how long the policy goes on after success
     rate_hz: float | None = None  # of the policy; must be what it was trained at
-    threaded: bool | None = None  # the policy thinks beside the loop, which is on time whatever it
-    # takes and plays the older plan on; None: if there is one, in real time
-    send_after_ms: float | None = (
-        None  # of a tick, when its command leaves; None: as the policy needs
-    )
+    threaded: bool | None = None  # the policy thinks beside the loop, which plays the older plan on
+    # while it does; None: in real time, where plans reach further and no frame has to be seen
+    send_after_ms: float | None = None  # of a tick, when its command leaves; None: see send_after_s
     blend: float = 0.0  # share of the older plan where plans overlap
     max_age_ms: float = 250.0  # of a frame; an older one ends the run
     missed_in_a_row: int = 5  # deadlines that end the run
@@ -83,10 +81,12 @@ def replan_every(spec: Any) -> int:
 
 
 def thinks_beside(config: RunConfig, spec: Any) -> bool:
-    """A plan that comes too late for its tick is no loss where the one before reaches further."""
+    """A plan may come too late for its tick where the one before reaches further. A policy with a
+    context would miss the frames that come while it thinks."""
     if config.threaded is not None:
         return config.threaded
-    return config.paced and bool(spec.bc) and spec.bc.chunk > spec.bc.replan_every
+    bc = spec.bc
+    return config.paced and bc is not None and bc.context == 1 and bc.chunk > bc.replan_every
 
 
 def send_after_s(config: RunConfig, slowest_ms: float, command_hz: float) -> float:

@@ -14,7 +14,7 @@ from real_world import cell, run_bc
 from real_world.contracts import RobotError
 from real_world.recorder import Recorder
 from real_world.run_bc import main, run
-from real_world.run_config import SHIPPED, RunConfig, check_policy
+from real_world.run_config import LATEST, SHIPPED, RunConfig, check_policy, loop_options
 
 SHORT = RunConfig(paced=False, episodes=2, seconds=0.5)
 
@@ -111,6 +111,21 @@ def test_a_policy_that_does_not_fit_is_refused(change, config, words):
     spec = replace(read_spec(SHIPPED), **change)
     with pytest.raises(ValueError, match=words):
         check_policy(spec, RunConfig(**config))
+
+
+def test_who_thinks_beside_the_loop():
+    spec = read_spec(SHIPPED)
+    assert spec.bc is not None and spec.bc.chunk > spec.bc.replan_every == 2
+    options = loop_options(RunConfig(), spec, slowest_ms=10.0)
+    assert options.threaded and options.replan_every == 2
+    assert options.send_after_s == pytest.approx(0.015)
+    assert loop_options(RunConfig(), spec, 99.0).send_after_s == pytest.approx(LATEST / 30)
+    virtual = loop_options(RunConfig(paced=False), spec, 10.0)
+    assert not virtual.threaded and virtual.send_after_s == 0
+    remembers = replace(spec, bc=replace(spec.bc, context=4))  # has to see every frame
+    options = loop_options(RunConfig(), remembers, 10.0)
+    assert not options.threaded and options.replan_every == 1
+    assert not loop_options(RunConfig(), replace(spec, bc=None), 10.0).threaded
 
 
 @pytest.mark.parametrize(
