@@ -26,7 +26,8 @@ from toto_robot.runs import write_json
 BACKBONES = {
     "toto-tiny": ["backbone=toto-tiny"],
     "random": ["backbone=toto-tiny", "backbone.weights=random"],
-    "pixels": ["backbone=cnn"],
+    "pixels": ["backbone=pixels"],  # its patches, by the same read-out
+    "cnn": ["backbone=cnn"],
     "mae-tiny": ["backbone=mae-tiny"],
 }
 

@@ -82,7 +82,7 @@ class BCConfig:
     out: Path | None = None  # None: runs/bc/<data>_<backbone>_<preset>_<seed>
     preset: str = "chunk"  # chunk, mvp-real, rpt
     algo: str | None = None  # bc, bc_rnn_gmm, bc_transformer; None: the preset's
-    backbone: str = "toto-tiny"  # cnn: a small CNN on the frames, end to end
+    backbone: str = "toto-tiny"  # pixels: of the frames themselves; cnn: end to end
     weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
     layer: int | None = field(default=None, metadata={"alias": "backbone.layer"})
     readout: str = field(default="grid", metadata={"alias": "backbone.readout"})

@@ -5,6 +5,7 @@ always in eval mode, weights never change.
 """
 
 import copy
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -178,7 +179,7 @@ class FrozenBackbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.trunk.parameters()).device
+        return next(chain(self.trunk.parameters(), self.trunk.buffers())).device
 
     @property
     def feature_shape(self) -> tuple[int, ...]:

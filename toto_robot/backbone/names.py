@@ -20,7 +20,7 @@ from toto_robot.backbone.encoders import (
 from toto_robot.backbone.frozen import FrozenBackbone
 from toto_robot.backbone.images import Frames
 from toto_robot.backbone.models import MODELS, config_from_json, make_model
-from toto_robot.backbone.pixels import Pixels
+from toto_robot.backbone.pixels import NO_WEIGHTS, PixelPatches, Pixels
 from toto_robot.backbone.tokenizers import TokenEncoder, make_encoder
 from toto_robot.backbone.vit import VIT_SIZES
 from toto_robot.backbone.weights import nearest, read_weights, tensors_sha256
@@ -36,7 +36,8 @@ BACKBONES = {  # name -> (row of MODELS, row of DVAE_SIZES when the weights are 
     "toto-mamba-290m": ("mamba-290m", "dalle"),
 }
 CNN = "cnn"
-NAMES = (*BACKBONES, *ENCODERS, *RANDOM, CNN)  # all that `load_backbone` knows
+PIXELS = "pixels"
+NAMES = (*BACKBONES, *ENCODERS, *RANDOM, PIXELS, CNN)  # all that `load_backbone` knows
 PACKAGED = Path(__file__).parent / "pretrained"
 RANDOM_SEED = 0
 RESOLUTION, CONTEXT = 128, 16  # px, frames: the paper's, where a file does not say
@@ -222,7 +223,8 @@ def load_backbone(
 
     Args:
         name: one of `NAMES`. "cnn" is none: it hands out frames and declares itself trainable
-            (see pixels.py); of the options below only `device` is for it.
+            (see pixels.py); of the options below only `device` is for it. "pixels" has no weights
+            either: its tokens are patches of the frame.
         weights: a .safetensors file (its .json beside it), a folder, a hub repository "org/name",
             or "random" for untrained features on purpose. None: the local cache
             ($TOTO_ROBOT_CACHE or ~/.cache/toto_robot), then what is packaged.
@@ -248,7 +250,7 @@ def load_backbone(
     check_name(name)
     options: dict[str, Any] = {"readout": readout, "grid": grid, "precision": precision}
     with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
-        if name in ENCODERS:
+        if name in (*ENCODERS, PIXELS):
             backbone = image_backbone(name, weights, layer, all_layers, timm_name, options)
         else:
             backbone = causal_backbone(name, weights, layer, all_layers, options)
@@ -299,7 +301,11 @@ def image_backbone(
 ) -> FrozenBackbone:
     """An encoder of single images: MAE's, or one of timm's."""
     depth, source = (None if all_layers else layer), ""
-    if name not in VIT_SIZES:
+    if name == PIXELS:
+        if weights is not None:
+            raise ValueError(f"backbone.weights={weights}: backbone=pixels has no weights")
+        trunk, layers, weights_hash = PixelPatches(), 0, NO_WEIGHTS
+    elif name not in VIT_SIZES:
         try:
             trunk, layers, weights_hash = timm_encoder(name, timm_name, weights, depth, RANDOM_SEED)
         except OSError as error:
