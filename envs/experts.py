@@ -23,7 +23,6 @@ HANDLE_EDGE_M = 0.023  # thickness of the drawer's handle
 TOOL_M = (0.0, 0.0, 0.1034)  # between the finger pads, in the hand's frame
 OPEN_M = 0.04
 SQUEEZE_M = 0.008  # target of a finger beyond the surface it presses on: about 50 N
-SERVO_LAG_S = 0.2  # damping / stiffness of the arm's drives: a joint moves at (target - q) / lag
 GAIN_HZ = 8.0  # joint speed per gap to the goal
 CHANGE_SHARE = 0.5  # of what a target lacks, made up in one step at 60 Hz: jumps become ramps
 
@@ -153,7 +152,7 @@ class ScriptedExpert:
         speed = GAIN_HZ * gap
         speed = speed / (speed.abs().amax(1, keepdim=True) / self._speed_rad_s).clamp(min=1)
         goal_fingers = goal.fingers_m[:, None].expand(-1, 2)
-        wanted = torch.cat([arm + SERVO_LAG_S * speed, goal_fingers], 1)
+        wanted = torch.cat([arm + spec.SERVO_LAG_S * speed, goal_fingers], 1)
         return (self._share * (wanted - targets)).clamp(-1, 1)
 
     def _check(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "N 34"]:

@@ -22,7 +22,7 @@ from envs.primitives import (
     add_rod,
     set_inertia,
 )
-from envs.spec import FRANKA
+from envs.spec import ARM_DAMPING, ARM_STIFFNESS, FRANKA
 
 _HALF_TURN = np.pi / 2
 
@@ -85,9 +85,9 @@ _ARM = [
     ),
 ]  # fmt: skip
 
-# Effort limits (N m) and PD gains of PixMC; the fingers' gains are ours, see add_franka.
+# Effort limits (N m) of PixMC; the fingers' gains are ours, see add_franka.
 _EFFORT = (87.0,) * 4 + (12.0,) * 3
-_STIFFNESS, _DAMPING, _ARMATURE = 400.0, 80.0, 0.1
+_ARMATURE = 0.1
 _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_EFFORT = 6000.0, 100.0, 200.0
 GRASP_POINT_M = 0.045  # along the finger's z axis (pixmc.md 1.4)
 
@@ -120,7 +120,7 @@ def add_franka(spec: mujoco.MjSpec, pos, yaw_rad: float) -> None:
         )  # fmt: skip
         for rod in link.rods:
             add_rod(body, *rod)
-        add_drive(spec, joint, _STIFFNESS, _DAMPING, _EFFORT[i], limits)
+        add_drive(spec, joint, ARM_STIFFNESS, ARM_DAMPING, _EFFORT[i], limits)
     _add_hand(spec, body)
     add_contact_sensors(spec, [f"panda_link{i}" for i in range(8)])
 

@@ -22,7 +22,7 @@ from envs.primitives import (
     add_drive,
     set_inertia,
 )
-from envs.spec import KUKA
+from envs.spec import ARM_DAMPING, ARM_STIFFNESS, KUKA
 
 SCALE = 0.9
 ORANGE, HAND, TIP = (0.95, 0.45, 0.1, 1.0), (0.22, 0.22, 0.24, 1.0), (0.82, 0.86, 0.84, 1.0)
@@ -30,9 +30,9 @@ _QUARTER = np.pi / 2
 _SOLID, _SHOWN = SELF_COLLIDING_CONTACT, NO_CONTACT
 _RUBBER = {"condim": 4, "friction": [1.0, 0.02, 0.0001], "priority": 1}
 
-# Arm drives: PixMC. Finger drives: see add_kuka.
+# Efforts and armature of the arm: PixMC. Finger drives: see add_kuka.
 _ARM_EFFORT = (320.0, 320.0, 176.0, 176.0, 110.0, 40.0, 40.0)
-_ARM_STIFFNESS, _ARM_DAMPING, _ARM_ARMATURE = 400.0, 80.0, 0.1
+_ARM_ARMATURE = 0.1
 _FINGER_EFFORT, _FINGER_STIFFNESS, _FINGER_DAMPING = 0.7, 30.0, 0.5
 _FINGER_ARMATURE = 0.0037  # identified rotor inertia of an Allegro joint, kg m^2
 _FINGER_FRICTION = _FINGER_EFFORT / 6.283  # N m s: full effort gives the published top speed
@@ -200,8 +200,8 @@ def add_kuka(spec: mujoco.MjSpec, pos, yaw_rad: float) -> None:
     _add_rod(body, (0, 0, 0.1), (0, 0, 0.145), 0.07, WHITE, CYLINDER, _SHOWN)
     for i, link in enumerate(_ARM):
         body = _add_link(body, f"iiwa7_link_{i + 1}", link)
-        _add_joint(spec, body, i, _ARM_ARMATURE, 0.0, stiffness=_ARM_STIFFNESS,
-                   damping=_ARM_DAMPING, effort=_ARM_EFFORT[i])  # fmt: skip
+        _add_joint(spec, body, i, _ARM_ARMATURE, 0.0, stiffness=ARM_STIFFNESS,
+                   damping=ARM_DAMPING, effort=_ARM_EFFORT[i])  # fmt: skip
     _add_hand(spec, body)
     _exclude_neighbours(spec)
     add_contact_sensors(spec, [f"iiwa7_link_{i}" for i in range(8)])

@@ -18,6 +18,8 @@ ORACLE = "oracle"  # with `oracle=True`: the state vector float32 [N, num_oracle
 CONTROL_RATE_HZ = 60.0
 EPISODE_LENGTH = 500  # control steps, 8.33 s
 SUCCESS_STREAK = 10  # consecutive control steps at the goal that make an episode a success
+ARM_STIFFNESS, ARM_DAMPING = 400.0, 80.0  # of the arms' drives, N m/rad and N m s/rad: PixMC
+SERVO_LAG_S = ARM_DAMPING / ARM_STIFFNESS  # an arm's joint moves at (target - q) / lag
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 
-from envs.spec import CONTROL_RATE_HZ, FRANKA
+from envs.spec import CONTROL_RATE_HZ, FRANKA, SERVO_LAG_S
 from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, RobotError, RobotState
 from real_world.guard import Guard
 from real_world.homing import go_to
@@ -43,7 +43,6 @@ HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
 HOME_GRIPPER_M = float(sum(FRANKA.default_pose[ARM_JOINTS:]))
 REAL_CAMERA_HZ = 30.0
 SCENE_SETTLES_S = 0.5
-LEAD_S = 0.2  # damping over stiffness of the scene's joints (envs.spec: PixMC's 80 and 400)
 
 
 @dataclass(kw_only=True)
@@ -190,8 +189,8 @@ class Shadowed:
     """A robot whose measured joints the arm of a scene follows, so that the scene's cameras see what
     that arm does, and things in the scene are moved by it. A real_world.contracts.Robot.
 
-    The scene's arm follows its target like a spring with a damper, which lag by LEAD_S times the
-    speed. The hand is the scene's: only there is something to close it around.
+    The scene's arm follows its target like a spring with a damper, which lag by SERVO_LAG_S times the
+    speed: its target leads by so much. The hand is the scene's: only there is something to close it around.
     """
 
     def __init__(self, robot: Robot, world: SimWorld):
@@ -214,7 +213,7 @@ class Shadowed:
         while not self._closing.wait(1 / CONTROL_RATE_HZ):
             state = self.robot.read()
             if state.mode != "lost":
-                q = state.q_rad + LEAD_S * state.dq_rad_s
+                q = state.q_rad + SERVO_LAG_S * state.dq_rad_s
                 target = torch.tensor([*q, *[self._gripper_m / 2] * 2], dtype=torch.float32)
                 with self.world.lock:
                     self.world.target = target

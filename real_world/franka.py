@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from envs.spec import SERVO_LAG_S
 from real_world.contracts import ARM_JOINTS, Command, Mode, RobotError, RobotState, check_command
 
 INSTALL_HINT = (
@@ -23,6 +24,9 @@ INSTALL_HINT = (
 )
 FROZEN_S = 0.05  # without a step of the robot's clock, which runs at 1 kHz, the link is lost
 STOP_S = 2.0
+# N m/rad. franky damps a joint by 2 sqrt(stiffness), so that it lags behind its target by 2 / sqrt(stiffness)
+# times its speed. Here as much as in the simulated tasks, which is what policies from there are used to.
+STIFFNESS = (2 / SERVO_LAG_S) ** 2
 GUIDED_DAMPING_NMS_RAD = 1.0  # so that an arm that is let go comes to rest
 GRIPPER_MAX_M = 0.08
 log = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ class Franka:
         *,
         realtime: Literal["enforce", "ignore"] = "enforce",
         rate_hz: float = 60.0,
-        stiffness_nm_rad: tuple[float, ...] = (50.0,) * ARM_JOINTS,
+        stiffness_nm_rad: tuple[float, ...] = (STIFFNESS,) * ARM_JOINTS,
         torque_threshold_nm: float = 10.0,
         force_threshold_n: float = 15.0,
         max_torque_step_nm: float = 0.5,

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from envs.spec import FRANKA
+from envs.spec import FRANKA, SERVO_LAG_S
 from real_world.contracts import Command, RobotError
 from real_world.franka import Franka
 from real_world.franka_twin import FrankaTwin
@@ -51,6 +51,24 @@ def test_it_starts_at_the_tasks_pose_and_reaches_a_target(arm):
     np.testing.assert_array_equal(sent.q_rad, target)
     wait_until(lambda: arm.read().q_rad[6] > start.q_rad[6] + 0.06)
     wait_until(lambda: abs(arm.read().gripper_m - 0.02) < 0.003)
+
+
+def test_it_trails_behind_a_moving_target_as_the_simulated_arms_do(arm):
+    start, joint, speed_rad_s = arm.read(), 3, 0.2
+    behind_s, gone_s = [], 0.0
+    while gone_s < 1.5:
+        state = arm.read()
+        gone_s = (
+            state.robot_time_s - start.robot_time_s
+        )  # the arm's clock: a busy machine is slower
+        target = start.q_rad.copy()
+        target[joint] += speed_rad_s * gone_s
+        arm.send(Command(target, 0.07))
+        if gone_s > 1.0:
+            behind_s.append((target - state.q_rad)[joint] / speed_rad_s)
+        time.sleep(0.01)
+    # 0.27 s here: friction adds to it. Springs of half the stiffness trail behind by 0.1 s more.
+    assert 0.8 * SERVO_LAG_S < np.mean(behind_s) < 1.6 * SERVO_LAG_S
 
 
 def test_what_is_not_a_command_is_refused_and_nothing_is_sent(arm):

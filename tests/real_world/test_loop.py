@@ -13,7 +13,7 @@ from envs.spec import FRANKA
 from real_world.contracts import RobotError
 from real_world.guard import Guard
 from real_world.limits import Limits
-from real_world.loop import EpisodeLoop, LoopOptions, Plans
+from real_world.loop import EpisodeLoop, LoopOptions
 from real_world.pacing import VirtualClock, WallClock
 from real_world.sim import SimCamera, SimRobot, SimWorld
 from tests.real_world.fakes import HOME, Arm, Eye, Steady
@@ -79,24 +79,6 @@ def test_commands_between_policy_steps_lie_on_the_way():
     path = np.array([c.q_rad[0] for c in arm.sent]) - HOME[0]
     assert len(rows) == 4
     assert np.allclose(np.diff(path, prepend=0.0), 0.1 * 0.75 / 3)
-
-
-def test_plans_are_played_in_time_and_blended():
-    plans = Plans(blend=0.25)
-
-    def action(k: int) -> float:
-        played = plans.action(k)
-        assert played is not None
-        return played[0]
-
-    plans.add(np.arange(4.0)[:, None], seen_at=0, now=0)
-    assert [action(k) for k in (0, 1)] == [0, 1]
-    plans.add(10 + np.arange(4.0)[:, None], seen_at=1, now=2)  # its first action is over
-    assert action(2) == 0.25 * 2 + 0.75 * 11
-    assert action(4) == 13 and plans.action(5) is None
-    plans = Plans(0.0)
-    plans.add(np.ones((1, 1)), seen_at=0, now=3)
-    assert action(3) == 1, "the last action of a late plan is played"
 
 
 def test_success_ends_the_episode_after_a_while():
@@ -249,7 +231,7 @@ def test_an_episode_begins_when_the_one_before_is_thought_through(monkeypatch):
     loop.run()
     loop.run()
     assert said[:3] == ["reset", "thought", "reset"]
-    monkeypatch.setattr("real_world.loop.SETTLE_S", 0.05)
+    monkeypatch.setattr("real_world.thinking.SETTLE_S", 0.05)
     outcome = loop.run()
     assert outcome.fault and "since the episode before" in outcome.end_reason
     slow.set()
