@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from real_world.keys import STOP_KEY, KeyLog, KeysError, Listener, RawTerminal
+from real_world.keys import STOP_KEY, KeyLog, KeysError, Listener
+from real_world.keys_terminal import RawTerminal
 
 
 class EvdevKeys(Listener):

@@ -27,7 +27,8 @@ from real_world.cell import HOME_RAD, Cell, CellConfig, fit_picture, open_cell
 from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
 from real_world.homing import NEAR_RAD
-from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys, open_keys
+from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys
+from real_world.keys_open import open_keys
 from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome
 from real_world.measures import NAMES, StepMeasures

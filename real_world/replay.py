@@ -19,7 +19,8 @@ from policies.demonstrations import DemonstrationFile
 from real_world.cell import Cell, CellConfig, open_cell
 from real_world.contracts import ARM_JOINTS, CameraError, Command, RobotError
 from real_world.homing import go_to
-from real_world.keys import STOP_KEY, KeysError, open_keys
+from real_world.keys import STOP_KEY, KeysError
+from real_world.keys_open import open_keys
 from real_world.pacing import Deadlines, Pacer
 from real_world.record_demos import ACTION_SPACE
 from toto_robot.cli import parse

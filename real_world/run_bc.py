@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from real_world.cell import Cell, fit_picture, only_one, open_cell
 from real_world.contracts import CameraError, Frame, RobotError
-from real_world.keys import Keys, KeysError, NoKeys, open_keys
+from real_world.keys import Keys, KeysError, NoKeys
+from real_world.keys_open import open_keys
 from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.measures import NAMES, StepMeasures

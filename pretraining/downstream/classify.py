@@ -39,59 +39,55 @@ class Classified:
 Part = tuple[Sequence[Clip], Int[Tensor, " N"]]  # clips and their classes
 
 
-def classify(
-    task: str,
-    config: TuneConfig,
-    backbone: FrozenBackbone,
-    train: Part,
-    test: Part,
-    num_classes: int,
-    *,
-    group: int = 1,
-) -> Classified:
+@dataclass(frozen=True)
+class Exam:
+    """What is learned from, and what is classified then.
+
+    Attributes:
+        group: so many training clips are views of one source, next to each other.
+    """
+
+    train: Part
+    test: Part
+    num_classes: int
+    group: int = 1
+
+
+def classify(task: str, config: TuneConfig, backbone: FrozenBackbone, exam: Exam) -> Classified:
     """Learn from the training clips as `config.mode` says; classify the test clips.
 
-    Args:
-        backbone: at the resolution that is read.
-        group: training clips that are views of one source, next to each other.
+    `backbone`: at the resolution that is read.
 
     Raises:
         ValueError: as `cached_features`, `whole_model` and `fit`.
     """
     if config.mode != "probe":
-        return tune(task, config, backbone, train, test, num_classes, group=group)
+        return tune(task, config, backbone, exam)
     options = config.features()
-    learned = cached_features(backbone, train[0], options, "training features")
-    scored = cached_features(backbone, test[0], options, "test features")
-    device = backbone.device
-    fits = fit_layers(learned, train[1], scored, num_classes, config, device=device, group=group)
+    learned = cached_features(backbone, exam.train[0], options, "training features")
+    scored = cached_features(backbone, exam.test[0], options, "test features")
+    fits = fit_layers(
+        learned, exam.train[1], scored, exam.num_classes, config,
+        device=backbone.device, group=exam.group,
+    )  # fmt: skip
     return Classified(fits, scored.kept, learned.skipped | scored.skipped)
 
 
-def tune(
-    task: str,
-    config: TuneConfig,
-    backbone: FrozenBackbone,
-    train: Part,
-    test: Part,
-    num_classes: int,
-    *,
-    group: int = 1,
-) -> Classified:
+def tune(task: str, config: TuneConfig, backbone: FrozenBackbone, exam: Exam) -> Classified:
     """`classify` without a cache: heads, or a whole model, trained on nine tenths of the training
     clips. A tokenizer stays as it is."""
     folder = config.folder(task) / config.mode
     folder.mkdir(parents=True, exist_ok=True)
-    data = LiveClips(*train, backbone.resolution, config.workers, folder)
-    rows, choosing = parts_of(len(train[0]), group, config.seed)
+    data = LiveClips(*exam.train, backbone.resolution, config.workers, folder)
+    rows, choosing = parts_of(len(exam.train[0]), exam.group, config.seed)
     torch.manual_seed(config.seed)
-    network: Any = MADE[config.mode](config, backbone, num_classes).to(backbone.device)
+    network: Any = MADE[config.mode](config, backbone, exam.num_classes).to(backbone.device)
     fit(network, network.groups(len(rows)), data, rows, config, backbone)
     size = config.tuning_batch(len(rows))
     chosen = network.choose(*choice_of(network, data, choosing, size))
-    held_out = LiveClips(*test, backbone.resolution, config.workers, folder)
-    logits, kept = predict(network, held_out, np.arange(len(test[0])), size)
-    readable = np.zeros(len(test[0]), bool)
+    held_out = LiveClips(*exam.test, backbone.resolution, config.workers, folder)
+    logits, kept = predict(network, held_out, np.arange(len(exam.test[0])), size)
+    readable = np.zeros(len(exam.test[0]), bool)
     readable[kept] = True
     fits = [LayerFit(layer, logits[head], rate) for layer, head, rate in chosen]
     return Classified(fits, readable, data.skipped | held_out.skipped)

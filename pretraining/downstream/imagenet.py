@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pretraining.datasets.imagenet import imagenet1k
-from pretraining.downstream.classify import classify
+from pretraining.downstream.classify import Exam, classify
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Result
 from pretraining.downstream.probes import accuracies, layers_result
@@ -64,15 +64,13 @@ def evaluate(config: Config, backbone: FrozenBackbone) -> Result:
     network = backbone.at_resolution(config.resolution or backbone.resolution)
     clips = [Clip(s, View(crop=crop)) for s in train for crop in crops_of(s.name, config.crops)]
     classes = torch.tensor([s.label for s in validation])
-    found = classify(
-        TASK,
-        config,
-        network,
+    exam = Exam(
         (clips, torch.tensor([clip.source.label for clip in clips])),
         ([Clip(s) for s in validation], classes),
         num_classes,
         group=config.crops,
     )
+    found = classify(TASK, config, network, exam)
     kept = torch.from_numpy(found.kept)
     scores = [accuracies(fit.logits, classes[kept]) for fit in found.fits]
     result = layers_result(TASK, found.fits, scores, config, backbone)

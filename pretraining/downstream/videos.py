@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pretraining.downstream.classify import classify
+from pretraining.downstream.classify import Exam, classify
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.common import Metric, Result
 from pretraining.downstream.probes import (
@@ -126,15 +126,13 @@ def probe_videos(
     train_clips = [Clip(source, view) for source in videos.train for view in train_views]
     test_clips = [Clip(source, view) for source in videos.test for view in views]
     classes = torch.tensor([clip.source.label for clip in test_clips])
-    found = classify(
-        task,
-        config,
-        network,
+    exam = Exam(
         (train_clips, torch.tensor([clip.source.label for clip in train_clips])),
         (test_clips, classes),
         videos.num_classes,
         group=len(train_views),
     )
+    found = classify(task, config, network, exam)
     kept = torch.from_numpy(found.kept)
     whole = kept.view(-1, len(views)).all(dim=1)
     if not whole.any():

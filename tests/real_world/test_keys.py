@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from real_world import keys
-from real_world.keys import KeyLog, KeysError, TerminalKeys, open_keys, parse_keys
+from real_world.keys import KeyLog, KeysError
 from real_world.keys_evdev import EvdevKeys
+from real_world.keys_open import open_keys
+from real_world.keys_terminal import TerminalKeys, parse_keys
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_the_terminal_is_as_before_after_close(terminal):
 
 SCRIPT = """
 import sys, time
-from real_world.keys import TerminalKeys
+from real_world.keys_terminal import TerminalKeys
 keys = TerminalKeys(lambda reason: print(reason, flush=True))
 print("ready", flush=True)
 {end}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pretraining.downstream import tuning
-from pretraining.downstream.classify import tune
+from pretraining.downstream.classify import Exam, tune
 from pretraining.downstream.clips import Clip, View
 from pretraining.downstream.features import encode
 from pretraining.downstream.finetune import FineTuned, kept, mixed, rand_augment, smooth
@@ -88,12 +88,12 @@ def test_training_finds_the_classes_and_a_kill_changes_nothing(
     tiny, pictures, tmp_path, mode, monkeypatch
 ):
     clips, classes = pictures
-    parts = ((clips[:30], classes[:30]), (clips[30:], classes[30:]), 2)
+    exam = Exam((clips[:30], classes[:30]), (clips[30:], classes[30:]), 2)
     config = options(tmp_path / "whole", mode=mode, epochs=4, lr=1e-3, checkpoint_s=0.0)
     if mode == "finetune":
         config = replace(config, mixup=0.0, cutmix=0.0)
     before = tiny.digest()
-    whole = tune("imagenet", config, tiny, *parts)
+    whole = tune("imagenet", config, tiny, exam)
     assert [fit.layer for fit in whole.fits] == ([8] if mode == "finetune" else [0, 4])
     right = (whole.fits[-1].logits.argmax(1) == classes[30:]).float().mean()
     assert right >= 0.9 and tiny.digest() == before
@@ -109,13 +109,13 @@ def test_training_finds_the_classes_and_a_kill_changes_nothing(
 
     monkeypatch.setattr(tuning, "set_lr", kill)
     with pytest.raises(KeyboardInterrupt):
-        tune("imagenet", killed, tiny, *parts)
+        tune("imagenet", killed, tiny, exam)
     monkeypatch.setattr(tuning, "set_lr", real)
-    again = tune("imagenet", killed, tiny, *parts)
+    again = tune("imagenet", killed, tiny, exam)
     for one, other in zip(whole.fits, again.fits, strict=True):
         assert torch.equal(one.logits, other.logits) and one.rate == other.rate
     with pytest.raises(ValueError, match="comes from other settings"):
-        tune("imagenet", replace(killed, lr=2e-3), tiny, *parts)
+        tune("imagenet", replace(killed, lr=2e-3), tiny, exam)
 
 
 def test_live_probes_see_what_cached_ones_see_and_keep_heads_alone(tiny, tmp_path):
@@ -147,7 +147,7 @@ def test_randaugment_treats_all_frames_of_a_clip_alike():
 
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, pictures, tmp_path, monkeypatch):
     clips, classes = pictures
-    parts = ((clips[:30], classes[:30]), (clips[30:], classes[30:]), 2)
+    exam = Exam((clips[:30], classes[:30]), (clips[30:], classes[30:]), 2)
     config, real, calls = options(tmp_path, epochs=2), tuning.set_lr, []
     handler = signal.getsignal(signal.SIGTERM)
 
@@ -159,9 +159,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tiny, pictures, tmp_path, m
 
     monkeypatch.setattr(tuning, "set_lr", stop)
     with pytest.raises(SystemExit, match="stopped after step 3"):
-        tune("imagenet", config, tiny, *parts)
+        tune("imagenet", config, tiny, exam)
     signal.signal(signal.SIGTERM, handler)
-    tune("imagenet", config, tiny, *parts)
+    tune("imagenet", config, tiny, exam)
     assert len(calls) == 2 * (27 // 6)  # no step twice
     assert signal.getsignal(signal.SIGTERM) == handler
 
@@ -181,8 +181,8 @@ def test_corrupt_pictures_are_named_once_for_all(tiny, pictures, tmp_path):
 def test_clips_are_one_sequence(tiny, films, tmp_path):
     clips = [Clip(source, View(frames=2, stride=3)) for source in videos(films)]
     config = options(tmp_path, epochs=1, batch_size=2, layers=(4,), augment=False)
-    found = tune("kinetics", config, tiny, (clips[:4], torch.tensor([0, 1, 0, 1])),
-                 (clips[4:], torch.tensor([0])), 2)  # fmt: skip
+    found = tune("kinetics", config, tiny, Exam((clips[:4], torch.tensor([0, 1, 0, 1])),
+                 (clips[4:], torch.tensor([0])), 2))  # fmt: skip
     assert found.kept.tolist() == [True] and found.fits[0].logits.shape == (1, 2)
 
 
