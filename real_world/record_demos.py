@@ -26,6 +26,7 @@ from policies.recorded import DELAY, EPISODES, successes
 from real_world.cell import HOME_RAD, Cell, CellConfig, fit_picture, open_cell
 from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
+from real_world.episode_file import RecorderError
 from real_world.homing import NEAR_RAD
 from real_world.keys import STOP_KEY, Keys, KeysError, NoKeys
 from real_world.keys_open import open_keys
@@ -33,7 +34,7 @@ from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome
 from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
-from real_world.recorder import Recorder, RecorderError
+from real_world.recorder import Recorder
 from real_world.teleop import HandGuide, SceneExpert, Teleoperator, Verdict
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse

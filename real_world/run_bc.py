@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from real_world.cell import Cell, fit_picture, only_one, open_cell
 from real_world.contracts import CameraError, Frame, RobotError
+from real_world.episode_file import RecorderError
 from real_world.keys import Keys, KeysError, NoKeys
 from real_world.keys_open import open_keys
 from real_world.live import Live, open_live
 from real_world.loop import EpisodeLoop, LoopOptions, Outcome, observation
 from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
-from real_world.recorder import Recorder, RecorderError
+from real_world.recorder import Recorder
 from real_world.run_config import RunConfig, cameras_of, check_policy, loop_options
 from real_world.run_files import write_options
 from real_world.run_report import write_run_report

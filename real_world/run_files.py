@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from policies.demonstrations import END
+from real_world.episode_file import KILLED, PART, SMALLEST_BYTES, whole_steps
 from real_world.limits import EVENTS
 from real_world.measures import NOT_MEASURED, STAGES
-from real_world.recorder import KILLED, PART, SMALLEST_BYTES, whole_steps
 from toto_robot.runs import describe_machine, read_metrics, write_json
 
 OPTIONS, EPISODES, REPORT, VERDICTS = (

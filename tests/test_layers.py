@@ -38,7 +38,7 @@ PINNED = {
     "h5py": (
         "policies/demonstrations.py",
         "policies/feature_cache.py",
-        "real_world/recorder.py",
+        "real_world/episode_file.py",
         "real_world/run_files.py",
         "tests/",
     ),

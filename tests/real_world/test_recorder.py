@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from policies.demonstrations import DemonstrationFile, assemble
+from real_world import episode_file
 from real_world import recorder as module
-from real_world.recorder import Recorder, RecorderError, repair
+from real_world.episode_file import RecorderError, repair
+from real_world.recorder import Recorder
 
 CHILD = """
 import sys, time
@@ -32,7 +34,8 @@ for step in range(100_000):
 LIMITED = """
 import os, resource, sys, time
 import numpy as np
-from real_world.recorder import Recorder, RecorderError
+from real_world.episode_file import RecorderError
+from real_world.recorder import Recorder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
 recorder = Recorder(sys.argv[1])
 recorder.begin()
@@ -144,10 +147,10 @@ def test_a_running_episode_can_be_repaired_from_a_copy(tmp_path):
 
 def test_steps_that_were_made_room_for_but_not_written_go(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
-        a = module._create(file, "actions", np.zeros(2, np.float32), 5)
+        a = episode_file._create(file, "actions", np.zeros(2, np.float32), 5)
         a[:3] = 1.0
-        b = module._create(file, "frame", np.zeros((2, 2), np.uint8), 4)
-        assert module.whole_steps([a, b]) == 3
+        b = episode_file._create(file, "frame", np.zeros((2, 2), np.uint8), 4)
+        assert episode_file.whole_steps([a, b]) == 3
 
 
 def test_a_full_disk_is_told_and_what_is_there_stays_readable(tmp_path, monkeypatch):
@@ -182,13 +185,13 @@ def test_a_write_that_fails_is_told_and_the_part_is_repaired(tmp_path):
 
 
 def test_a_slow_disk_drops_and_counts(tmp_path, monkeypatch):
-    add = module._Episode.add
+    add = episode_file.EpisodeFile.add
 
     def slow(self, row, more):
         time.sleep(0.05)
         add(self, row, more)
 
-    monkeypatch.setattr(module._Episode, "add", slow)
+    monkeypatch.setattr(episode_file.EpisodeFile, "add", slow)
     with Recorder(tmp_path, queue_steps=2) as recorder:
         recorder.begin()
         start = time.monotonic()

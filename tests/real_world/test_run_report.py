@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from real_world.episode_file import PART
 from real_world.measures import NAMES, STAGES
-from real_world.recorder import PART, Recorder
+from real_world.recorder import Recorder
 from real_world.run_bc import main as run_bc
 from real_world.run_files import load_run, parse_verdicts, read_steps
 from real_world.run_report import latency_rows, main, timing
