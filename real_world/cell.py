@@ -200,6 +200,7 @@ class Shadowed:
         self._gripper_m = HOME_GRIPPER_M
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failure = ""
 
     def connect(self) -> None:
         self.robot.connect()
@@ -210,15 +211,21 @@ class Shadowed:
             self._thread.start()
 
     def _follow(self) -> None:
-        while not self._closing.wait(1 / CONTROL_RATE_HZ):
-            state = self.robot.read()
-            if state.mode != "lost":
-                q = state.q_rad + SERVO_LAG_S * state.dq_rad_s
-                target = torch.tensor([*q, *[self._gripper_m / 2] * 2], dtype=torch.float32)
-                with self.world.lock:
-                    self.world.target = target
+        try:
+            while not self._closing.wait(1 / CONTROL_RATE_HZ):
+                state = self.robot.read()
+                if state.mode != "lost":
+                    q = state.q_rad + SERVO_LAG_S * state.dq_rad_s
+                    target = torch.tensor([*q, *[self._gripper_m / 2] * 2], dtype=torch.float32)
+                    with self.world.lock:
+                        self.world.target = target
+        except BaseException as error:  # or cameras would show a scene that stands still
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
 
     def read(self) -> RobotState:
+        if self._failure:
+            raise RobotError(f"the scene's arm no longer follows: {self._failure}")
         q, dq = (part[ARM_JOINTS:].sum() for part in self.world.joints())
         return replace(self.robot.read(), gripper_m=float(q), gripper_m_s=float(dq))
 

@@ -91,32 +91,29 @@ class Franka:
         franky = self._franky = load_library()
         self.close()
         try:
-            self._robot = franky.Robot(
+            robot = franky.Robot(
                 self.host,
                 relative_dynamics_factor=self._dynamics_factor,
                 realtime_config=getattr(franky.RealtimeConfig, self._realtime.capitalize()),
             )
-            self._clear_errors()
-            self._robot.set_collision_behavior(*self._thresholds)
-            self._clock = (-1.0, time.monotonic())
-            self._tracker = franky.JointImpedanceTracker(
-                self._robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
+            self._clear_errors(robot)
+            robot.set_collision_behavior(*self._thresholds)
+            tracker = franky.JointImpedanceTracker(
+                robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
             )
             if self._with_gripper:
                 self._gripper = GripperThread(franky.Gripper(self.host), *self._gripper_options)
-        except RobotError:  # of an arm in an error: not half connected
-            self._robot = self._tracker = None
-            raise
         except franky.Exception as error:
-            self._robot = self._tracker = None
             raise RobotError(
                 f"no arm takes targets at {self.host}: {error}. {_advice(error)}"
             ) from error
+        self._clock = (-1.0, time.monotonic())
         self._stopped, self._guided = "", False
+        self._robot, self._tracker = robot, tracker  # whole or not at all: other threads `read`
 
     def read(self) -> RobotState:
-        now = time.monotonic()
-        if self._robot is None:
+        now, robot, tracker, gripper = time.monotonic(), self._robot, self._tracker, self._gripper
+        if robot is None or tracker is None:
             nothing = np.zeros(ARM_JOINTS)
             return RobotState(
                 q_rad=nothing,
@@ -127,15 +124,15 @@ class Franka:
                 mode="lost",
                 message=self._stopped,
             )
-        state = self._robot.state
+        state = robot.state
         robot_time_s = state.time.to_sec()
         if robot_time_s != self._clock[0]:
             self._clock = (robot_time_s, now)
-        mode, message = self._mode(state, now - self._clock[1])
+        mode, message = self._mode(robot, tracker, state, now - self._clock[1])
         return RobotState(
             q_rad=np.array(state.q, float),
             dq_rad_s=np.array(state.dq, float),
-            gripper_m=self._gripper.width_m if self._gripper else 0.0,
+            gripper_m=gripper.width_m if gripper else 0.0,
             robot_time_s=robot_time_s,
             received_s=self._clock[1] if mode == "lost" else now,
             mode=mode,
@@ -210,24 +207,24 @@ class Franka:
         thread.start()
         thread.join(STOP_S)
 
-    def _clear_errors(self) -> None:
+    def _clear_errors(self, robot: Any) -> None:
         """Raises RobotError for an arm in an error, unless it may be recovered and is."""
-        mode = self._robot.state.robot_mode
+        mode = robot.state.robot_mode
         if mode == self._franky.RobotMode.UserStopped:
             raise RobotError(
                 "the arm is stopped by hand: release the stop button, then connect again"
             )
-        if not self._robot.has_errors and mode != self._franky.RobotMode.Reflex:
+        if not robot.has_errors and mode != self._franky.RobotMode.Reflex:
             return
-        errors = self._robot.state.current_errors
+        errors = robot.state.current_errors
         if not self._recover:
             raise RobotError(
                 f"the arm is in an error: {errors}. Look at it, free it, then connect with recover=True"
             )
-        if not self._robot.recover_from_errors():
+        if not robot.recover_from_errors():
             raise RobotError(f"the arm does not recover: {errors}. See Desk")
 
-    def _mode(self, state: Any, frozen_s: float) -> tuple[Mode, str]:
+    def _mode(self, robot: Any, tracker: Any, state: Any, frozen_s: float) -> tuple[Mode, str]:
         modes = self._franky.RobotMode
         if state.robot_mode == modes.UserStopped:
             return "user_stopped", "the stop button is pressed"
@@ -235,9 +232,9 @@ class Franka:
             return "reflex", str(state.last_motion_errors or state.current_errors)
         if frozen_s > FROZEN_S:
             return "lost", f"the robot's clock has stood still for {frozen_s * 1e3:.0f} ms"
-        if self._robot.has_errors:
+        if robot.has_errors:
             return "reflex", str(state.current_errors)
-        if not self._tracker.is_running:
+        if not tracker.is_running:
             return "lost", "the controller ended: " + str(state.last_motion_errors)
         return "ready", ""
 

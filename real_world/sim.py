@@ -46,6 +46,7 @@ class SimWorld:
         self.clock, self.ticks = clock, 0
         self.lock = threading.RLock()  # the world's thread, the camera's and the loop's
         self._running: threading.Thread | None = None
+        self._failure = ""
         self._closed = threading.Event()
         self._step = torch.tensor(FRANKA.action_step)
         self.reset()
@@ -68,10 +69,14 @@ class SimWorld:
 
     def _run(self) -> None:
         pacer = Pacer(self.clock, TICK_HZ)
-        while not self._closed.is_set():
-            tick = pacer.wait()
-            for _ in range(min(1 + tick.skipped, 6)):
-                self.tick()
+        try:
+            while not self._closed.is_set():
+                tick = pacer.wait()
+                for _ in range(min(1 + tick.skipped, 6)):
+                    self.tick()
+        except BaseException as error:  # a world that stands still must not pass for one that lives
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
 
     def _follow(self, now_s: float) -> None:
         while self.ticks < int((now_s - self._start_s) * TICK_HZ + 1e-6):
@@ -88,7 +93,10 @@ class SimWorld:
                 self.failed, self.target = True, self.task.targets[0].clone()
 
     def joints(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and speeds of arm and fingers, rad and m."""
+        """Positions and speeds of arm and fingers, rad and m. Raises RobotError if the world's thread
+        failed."""
+        if self._failure:
+            raise RobotError(f"the simulated world stands still: {self._failure}")
         with self.lock:
             fields = self.task.engine.read()
             return tuple(

@@ -1,6 +1,7 @@
 """Which robots and cameras go together, and that each combination opens, plays and closes."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,24 @@ import numpy as np
 import pytest
 
 from envs.spec import FRANKA
-from real_world.cell import HOME_GRIPPER_M, HOME_RAD, CellConfig, fit_picture, only_one, open_cell
+from real_world.cell import (
+    HOME_GRIPPER_M,
+    HOME_RAD,
+    CellConfig,
+    Shadowed,
+    fit_picture,
+    only_one,
+    open_cell,
+)
 from real_world.contracts import CameraError, Command, Frame, RobotError
 from real_world.homing import NEAR_RAD, go_to
+from real_world.pacing import WallClock
 from real_world.realsense_twin import write_recording
 from real_world.replay import ReplayConfig
 from real_world.run_bc import main, run
 from real_world.run_config import RunConfig
+from real_world.sim import SimWorld
+from tests.real_world.fakes import Arm
 from tests.real_world.makers import need
 
 BOX = (0.0, -0.5, 0.0, 0.8, 0.5, 1.0)
@@ -134,11 +146,43 @@ def test_a_cell_that_does_not_open_closes_what_was_open(tmp_path):
         open_cell(two, "franka_pick", ["wrist"], 32, 30)
 
 
+def wait_for_end(name):
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_scene_that_stands_still_does_not_pass_for_one_that_lives(monkeypatch):
+    """Else a policy would be shown the same picture for ever and drive off."""
+    clock = WallClock()
+    world = SimWorld("franka_pick", clock)
+    arm = Arm(clock)
+    shadowed = Shadowed(arm, world)
+    shadowed.connect()
+    try:
+        assert shadowed.read().mode == "ready"
+        with monkeypatch.context() as patch:
+            patch.setattr(arm, "read", lambda: None)  # a driver that breaks
+            wait_for_end("shadow")
+        with pytest.raises(RobotError, match="no longer follows: AttributeError"):
+            shadowed.read()
+        monkeypatch.setattr(world.task, "step", lambda actions: 1 / 0)
+        wait_for_end("world")
+        with pytest.raises(RobotError, match="stands still: ZeroDivisionError"):
+            world.joints()
+    finally:
+        shadowed.close()
+        world.close()
+
+
 SLACK = {"watchdog_ms": 5000.0, "max_age_ms": 5000.0, "missed_in_a_row": 1000}
 
 
-def test_the_whole_stack_without_hardware(tmp_path):
+def test_the_whole_stack_without_hardware(tmp_path, monkeypatch):
     """Arm: our driver, libfranka's protocol, a simulated arm. Camera: our reader, librealsense."""
+    for module in ("franka", "guard"):  # a busy machine holds the simulated arm up
+        monkeypatch.setattr(f"real_world.{module}.FROZEN_S", 5.0)
     for module in ("franky", "franky_sim", "pyrealsense2"):
         need(module)
     config = RunConfig(robot="franky-sim", camera="realsense-software", episodes=2, seconds=1.0)

@@ -102,11 +102,33 @@ def test_modes_that_take_no_targets(arm, says, mode):
         robot_mode = getattr(arm._franky.RobotMode, says)
         last_motion_errors = current_errors = "joint_reflex"
 
-    assert arm._mode(Said(), 0.0)[0] == mode
+    assert arm._mode(arm._robot, arm._tracker, Said(), 0.0)[0] == mode
     ready = arm.read()
     arm.read = lambda: replace(ready, mode=mode)
     with pytest.raises(RobotError, match=mode):
         arm.send(Command(ready.q_rad, 0.02))
+
+
+def test_another_thread_may_read_while_it_connects_anew(arm):
+    modes, failed, over = set(), [], threading.Event()
+
+    def read_on():
+        try:
+            while not over.is_set():
+                modes.add(arm.read().mode)
+                time.sleep(0.001)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            failed.append(error)
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    for _ in range(2):
+        arm.stop("the episode is over")
+        arm.connect()
+    time.sleep(0.1)
+    over.set()
+    reader.join()
+    assert not failed and modes == {"ready", "lost"}
 
 
 def test_a_dead_robot_shows_within_a_tenth_of_a_second_of_its_last_state():
