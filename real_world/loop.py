@@ -26,6 +26,7 @@ from real_world.contracts import (
 )
 from real_world.guard import Guard
 from real_world.pacing import Clock, Deadlines, Pacer, Stages, Tick
+from real_world.sight import Sight
 from real_world.thinking import Fault, Plans, PolicyLike, Thinker
 
 HISTORY = 128  # newest robot states, to match with frames
@@ -121,7 +122,7 @@ class EpisodeLoop:
         self._thinker = Thinker(policy, self.stages, options.threaded)
         self.deadlines = Deadlines(1 / options.command_hz)
         self.plans = self.late_plans = 0  # made, and of these played later than in their own tick
-        self._shapes: list[tuple[int, ...]] = []
+        self._sights = [Sight(camera.name, options.max_frame_age_s) for camera in cameras]
         pace = CONTROL_RATE_HZ / options.policy_hz
         self._step = pace * np.array(FRANKA.action_step)
 
@@ -130,7 +131,8 @@ class EpisodeLoop:
         self.robot.hold_here()
         self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
         self._asked, self._asked_from = -self.options.replan_every, np.zeros(FRANKA.num_actions)
-        self._number = [-1] * len(self.cameras)
+        for sight in self._sights:
+            sight.begin()
         self._steps, self._acted_s, self._won_s = 0, self.clock.now(), None
         before, start_s = dict(self.robot.events), self.clock.now()
         fault, reason = True, ""
@@ -222,38 +224,14 @@ class EpisodeLoop:
         """The newest frame of each camera, and the joints of that time."""
         frames = []
         with self.stages.timed("look"):
-            for i, camera in enumerate(self.cameras):
-                frame = camera.latest()
-                if frame is None:
-                    raise Fault(f"camera {camera.name} has no frame")
-                self._check(i, camera, frame)
+            for camera, sight in zip(self.cameras, self._sights, strict=True):
+                age_s = sight.check(frame := camera.latest(), self.clock.now(), state.q_rad)
+                self.stages.add("frame_age", age_s)
                 frames.append(frame)
             pictures = [self.picture(frame) for frame in frames]
         seen_s = max(frame.received_s for frame in frames)
         nearest = min(self._states, key=lambda s: abs(s.received_s - seen_s), default=state)
         return observation(pictures, nearest, self.robot.target)
-
-    def _check(self, i: int, camera: Camera, frame: Frame) -> None:
-        age_s = self.clock.now() - frame.received_s
-        self.stages.add("frame_age", age_s)
-        if age_s > self.options.max_frame_age_s:
-            raise Fault(
-                f"camera {camera.name}: frame {frame.number} is {1000 * age_s:.0f} ms old, the limit is "
-                f"{1000 * self.options.max_frame_age_s:.0f} ms"
-            )
-        if frame.number < self._number[i] or age_s < -0.05:
-            raise Fault(
-                f"camera {camera.name} jumped in time: frame {frame.number}, {age_s:.3f} s old"
-            )
-        self._number[i] = frame.number
-        shape = frame.colour.shape
-        if len(self._shapes) <= i:
-            self._shapes.append(shape)
-        if shape != self._shapes[i] or frame.colour.dtype != np.uint8:
-            raise Fault(
-                f"camera {camera.name}: frame {frame.number} is {frame.colour.dtype} {shape}, those "
-                f"before it uint8 {self._shapes[i]}"
-            )
 
     def _goal(
         self, thought: tuple[int, np.ndarray] | None, start: Command

@@ -1,5 +1,6 @@
 """Which robots and cameras go together, and that each combination opens, plays and closes."""
 
+import itertools
 import json
 import threading
 from dataclasses import replace
@@ -196,8 +197,8 @@ def test_the_whole_stack_without_hardware(tmp_path, monkeypatch):
 
 def test_a_recording_is_looked_at(tmp_path):
     need("pyrealsense2")
-    grey = np.full((64, 64, 3), 90, np.uint8)
-    path = write_recording(tmp_path / "grey.db3", lambda: grey, 60)
+    greys = itertools.cycle(np.full((64, 64, 3), level, np.uint8) for level in range(60, 120))
+    path = write_recording(tmp_path / "grey.db3", lambda: next(greys), 60)
     report = run(
         RunConfig(camera="recording", recording=(path,), camera_px=(64, 64), episodes=1,
                   seconds=0.5, out=tmp_path / "run", **SLACK)

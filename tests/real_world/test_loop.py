@@ -100,6 +100,9 @@ FAULTS = {
     "camera freezes": (lambda arm, eye, policy: spoil(eye, received_s=0.0), "ms old"),
     "wrong size": (lambda arm, eye, policy: spoil(eye, colour=np.zeros((4, 8, 3), np.uint8)), "(4, 8, 3)"),
     "torn": (lambda arm, eye, policy: spoil(eye, colour=np.zeros((8, 8, 3), np.float32)), "float32"),
+    "same picture": (
+        lambda arm, eye, policy: (spoil(eye, colour=np.zeros((8, 8, 3), np.uint8)), policy.at.update(
+            {step: torch.full((1, 1, 9), 0.5) for step in range(9, 30)})), "hangs"),
     "jumps back": (lambda arm, eye, policy: spoil(eye, number=3), "jumped"),
     "jumps ahead": (lambda arm, eye, policy: spoil(eye, received_s=1e6), "jumped"),
     "no frame": (lambda arm, eye, policy: setattr(eye, "latest", lambda *a, **k: None), "no frame"),
