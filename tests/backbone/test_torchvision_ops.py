@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,3 +72,19 @@ def test_a_missing_torchvision_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
     with pytest.raises(ImportError, match="pip install torchvision==0.28.0"):
         need_torchvision()
+
+
+AFTER_ROBOMIMIC = """
+import policies.robomimic_bc  # stands empty modules in torchvision's place where it does not load
+from toto_robot import load_backbone
+print(load_backbone("dinov2-small", weights="random", layer=0).feature_shape)
+"""
+
+
+def test_timm_s_encoders_load_beside_robomimic():
+    for module in ("robomimic", "timm"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    run = [sys.executable, "-c", AFTER_ROBOMIMIC]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout.endswith("(64, 384)\n"), ended.stderr

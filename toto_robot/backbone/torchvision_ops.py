@@ -88,22 +88,31 @@ def align(
     return out
 
 
+def _forget_torchvision() -> dict[str, ModuleType]:
+    """Take its modules out of `sys.modules`; returns them."""
+    names = [name for name in sys.modules if name.split(".")[0] == "torchvision"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
 def declare_missing() -> None:
     """Make `import torchvision` possible where its operators do not load; nothing elsewhere."""
     global _library
-    if _library is not None or importlib.util.find_spec("torchvision") is None:
+    if _library is not None:
         return
     present = sys.modules.get("torchvision")
     if present is not None and getattr(present, "__file__", None) is None:
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what stood in for it (policies/torchvision_stub.py)
+        stand_ins = _forget_torchvision()  # policies/torchvision_stub.py
+        if importlib.util.find_spec("torchvision") is None:
+            sys.modules.update(stand_ins)
+            return
+    if importlib.util.find_spec("torchvision") is None:
+        return
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
+        _forget_torchvision()
         _library = torch.library.Library("torchvision", "DEF")
         for schema in SCHEMAS:
             _library.define(schema)
