@@ -22,6 +22,7 @@ from policies.demonstrations import DemonstrationFile
 from toto_robot.cli import parse
 from toto_robot.intervals import wilson_interval
 from toto_robot.runs import write_json
+from toto_robot.themes import COLOURS, THEMES, paint
 
 BACKBONES = {
     "toto-tiny": ["backbone=toto-tiny"],
@@ -29,6 +30,11 @@ BACKBONES = {
     "pixels": ["backbone=pixels"],  # its patches, by the same read-out
     "cnn": ["backbone=cnn"],
     "mae-tiny": ["backbone=mae-tiny"],
+}
+LABELS = {
+    "random": "toto-tiny, random weights",
+    "pixels": "patches of pixels",
+    "cnn": "CNN, end to end",
 }
 
 
@@ -91,28 +97,29 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+    names = list(dict.fromkeys(row["backbone"] for row in rows))
+    for colour, backbone in zip(COLOURS[: len(names)], names, strict=True):
         mine = [row for row in rows if row["backbone"] == backbone]
         counts = sorted({row["demonstrations"] for row in mine})
         groups = [[r for r in mine if r["demonstrations"] == count] for count in counts]
         totals = [sum(r["episodes"] for r in group) for group in groups]
         wins = [sum(r["success_rate"] * r["episodes"] for r in group) for group in groups]
         spans = [wilson_interval(w, t) for w, t in zip(wins, totals, strict=True)]
-        line = axis.plot(counts, [w / t for w, t in zip(wins, totals, strict=True)], label=backbone)
-        colour = line[0].get_color()
+        shares = [w / t for w, t in zip(wins, totals, strict=True)]
+        axis.plot(counts, shares, color=colour, label=LABELS.get(backbone, backbone))
         lows, highs = [low for low, _ in spans], [high for _, high in spans]
         axis.fill_between(counts, lows, highs, alpha=0.2, color=colour, linewidth=0)
         axis.plot([r["demonstrations"] for r in mine], [r["success_rate"] for r in mine], "o",
                   color=colour, markersize=4)  # fmt: skip
-    axis.set(xscale="log", xlabel="demonstrations", ylabel="success in fresh episodes",
-             ylim=(-0.02, 1.02), title="Behaviour cloning of Franka pick")  # fmt: skip
+    axis.set(xscale="log", ylim=(-0.02, 1.02), xlabel="demonstrations of Franka pick",
+             ylabel="success in 200 fresh episodes (points: seeds)")  # fmt: skip
     ticks = sorted({row["demonstrations"] for row in rows})
     axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axis.minorticks_off()
-    axis.legend(frameon=False)
+    paint(figure, axis, THEMES["light"], legend_columns=4)
     figure.savefig(str(path), dpi=110)
 
 
