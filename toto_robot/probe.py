@@ -33,6 +33,7 @@ from pretraining.probing import (
 from toto_robot._siblings import check_siblings
 from toto_robot.backbone import FrozenBackbone, load_backbone
 from toto_robot.backbone.models import make_model
+from toto_robot.backbone.patches import cut
 from toto_robot.cli import parse
 
 SHARES: dict[Motion, float] = {"wander": 0.15, "look": 0.5, "pick": 0.35}
@@ -179,12 +180,9 @@ def with_random_trunk(backbone: FrozenBackbone) -> FrozenBackbone:
     return random
 
 
-def patches(images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N T D"]:
+def patches(images: UInt8[Tensor, "N R R 3"]) -> Float[Tensor, "N T D"]:
     """Raw pixels as tokens of 8 x 8 px, in the place of features."""
-    n, h, w, _ = images.shape
-    p = PATCH_PX
-    grid = images.reshape(n, h // p, p, w // p, p, 3).permute(0, 1, 3, 2, 4, 5)
-    return grid.reshape(n, -1, p * p * 3).float() / 255
+    return cut(images, PATCH_PX).flatten(1, 2).float() / 255
 
 
 def run(config: ProbeConfig) -> dict:

@@ -1,7 +1,5 @@
 """`backbone=pixels`: patches of the frame in the place of features."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -28,6 +26,13 @@ def test_larger_frames_are_made_smaller_first() -> None:
     assert backbone(ramp).shape == (1, 64, 192) and difference.max() < 1.01
 
 
+def test_other_sizes_have_other_patches():
+    backbone = load_backbone("pixels", readout="tokens").at_resolution(16)
+    assert torch.equal(backbone(FRAMES[:, :16, :16])[:, 3], load_backbone("pixels")(FRAMES)[:, 9])
+    with pytest.raises(ValueError, match="multiple of 8"):
+        backbone.at_resolution(12)
+
+
 def test_it_is_neither_untrained_nor_trainable() -> None:
     backbone = load_backbone("pixels")
     assert not backbone.untrained and not getattr(backbone, "trainable", False)
@@ -38,7 +43,8 @@ def test_it_is_neither_untrained_nor_trainable() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"weights": "random"}, "no weights"), ({"layer": 1}, "has layers 0"),
-     ({"readout": "cls"}, "no class token"), ({"weights": str(Path("x.pth"))}, "no weights")],
+     ({"readout": "cls"}, "no class token"), ({"weights": "x.pth"}, "no weights"),
+     ({"timm_name": "vit_tiny"}, "goes with backbone=timm")],
 )  # fmt: skip
 def test_what_it_cannot_do(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -89,13 +89,8 @@ def timm_encoder(
     """Encoder, depth of the full model, and the SHA-256 of its tensors (None: untrained).
 
     Raises:
-        ValueError: `timm_name` is missing, or given for another name than "timm"; and as `make_timm`.
+        ValueError: as `make_timm`.
     """
-    if (name == TIMM) != (timm_name is not None):
-        raise ValueError(
-            f"backbone={name} backbone.timm_name={timm_name}: timm_name goes with backbone=timm "
-            "and is its encoder, such as vit_small_patch14_dinov2"
-        )
     torch.manual_seed(seed)
     encoder: Any = make_timm(timm_name or TIMM_NAMES[name], weights)
     full = encoder.config.layers

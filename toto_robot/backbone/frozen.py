@@ -149,7 +149,7 @@ class FrozenBackbone(nn.Module):
         """
         if resolution == self.resolution:
             return self
-        if self.reads_images:
+        if self.reads_images and not self.trunk.any_size:
             raise ValueError(
                 f"resolution={resolution}: {self.name} has learned positions for "
                 f"{self.resolution} px and reads nothing else; causal models (toto-*) do"

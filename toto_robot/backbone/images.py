@@ -30,10 +30,11 @@ class ImageEncoder(nn.Module):
     Attributes:
         config: `dim`, `layers` and `patch`, as of a causal model.
         has_cls: whether there is a class token.
+        any_size: whether it reads frames of other sizes than it was made for.
     """
 
     config: Any
-    has_cls = True
+    has_cls, any_size = True, False
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

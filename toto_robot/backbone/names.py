@@ -13,6 +13,7 @@ from toto_robot.backbone.dvae import DVAE_SIZES, Encoder
 from toto_robot.backbone.encoders import (
     ENCODERS,
     RANDOM,
+    TIMM,
     random_vit,
     read_vit,
     timm_encoder,
@@ -248,6 +249,11 @@ def load_backbone(
     if precision == "int8" and torch.device(device).type != "cpu":
         raise ValueError(f"precision=int8 is for CPUs, not device={device}; use bfloat16 there")
     check_name(name)
+    if (name == TIMM) != (timm_name is not None):
+        raise ValueError(
+            f"backbone={name} backbone.timm_name={timm_name}: timm_name goes with backbone=timm "
+            "and is its encoder, such as vit_small_patch14_dinov2"
+        )
     options: dict[str, Any] = {"readout": readout, "grid": grid, "precision": precision}
     with torch.random.fork_rng(devices=[]):  # building modules must not shift the caller's seed
         if name in (*ENCODERS, PIXELS):

@@ -27,7 +27,12 @@ def patch_width(patch: int) -> int:
 
 
 def to_patches(frames: UInt8[Tensor, "B R R 3"], patch: int) -> Float[Tensor, "B h w P"]:
-    """Pixels of each patch, row by row, channels last, with about zero mean and unit variance.
+    """`cut` with about zero mean and unit variance."""
+    return (cut(frames, patch).float() / 255 - MEAN) / DEVIATION
+
+
+def cut(frames: UInt8[Tensor, "B R R 3"], patch: int) -> UInt8[Tensor, "B h w P"]:
+    """Pixels of each patch, row by row, channels last.
 
     Raises:
         ValueError: the side of the frames is no multiple of the patch's.
@@ -36,7 +41,7 @@ def to_patches(frames: UInt8[Tensor, "B R R 3"], patch: int) -> Float[Tensor, "B
     if R % patch:
         raise ValueError(f"patches of {patch} px do not divide frames of {R} px")
     grid = frames.view(B, R // patch, patch, R // patch, patch, CHANNELS).transpose(2, 3)
-    return (grid.flatten(3).float() / 255 - MEAN) / DEVIATION
+    return grid.flatten(3)
 
 
 def normalised(patches: Float[Tensor, "*B P"]) -> Float[Tensor, "*B P"]:

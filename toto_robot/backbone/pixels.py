@@ -64,7 +64,7 @@ class PixelPatches(ImageEncoder):
     What a comparison of frozen features begins with: it says what the read-out does alone.
     """
 
-    has_cls = False
+    has_cls, any_size = False, True
 
     def __init__(self, config: PixelConfig | None = None) -> None:
         super().__init__((MEAN,) * 3, (DEVIATION,) * 3)
