@@ -98,11 +98,11 @@ class Franka:
             )
             self._clear_errors(robot)
             robot.set_collision_behavior(*self._thresholds)
-            tracker = franky.JointImpedanceTracker(
-                robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
-            )
             if self._with_gripper:
                 self._gripper = GripperThread(franky.Gripper(self.host), *self._gripper_options)
+            tracker = franky.JointImpedanceTracker(  # the last: what fails must leave none running
+                robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
+            )
         except franky.Exception as error:
             raise RobotError(
                 f"no arm takes targets at {self.host}: {error}. {_advice(error)}"

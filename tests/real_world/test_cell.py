@@ -190,7 +190,7 @@ def test_the_whole_stack_without_hardware(tmp_path, monkeypatch):
     report = run(replace(config, out=tmp_path, **SLACK))
     assert [row["end_reason"] for row in report["episodes"]] == ["time limit"] * 2
     assert {row["steps"] for row in report["episodes"]} <= {29, 30}
-    assert report["latency_ms"]["frame_age"]["p50"] > 0.05  # through the SDK's threads
+    assert report["latency_ms"]["frame_age"]["max"] > 1  # through the SDK's threads
     assert json.loads((tmp_path / "report.json").read_text())["robot"] == "franky-sim"
     assert (tmp_path / "episode_0001.mp4").stat().st_size > 1000
 
