@@ -115,7 +115,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.plot([r["demonstrations"] for r in mine], [r["success_rate"] for r in mine], "o",
                   color=colour, markersize=4)  # fmt: skip
     axis.set(xscale="log", ylim=(-0.02, 1.02), xlabel="demonstrations of Franka pick",
-             ylabel="success in 200 fresh episodes (points: seeds)")  # fmt: skip
+             ylabel="success in fresh episodes (points: seeds)")  # fmt: skip
     ticks = sorted({row["demonstrations"] for row in rows})
     axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axis.minorticks_off()
