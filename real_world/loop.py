@@ -148,6 +148,8 @@ class EpisodeLoop:
             raise
         if fault or reason.startswith("stopped"):
             self.robot.stop(reason)
+        else:
+            self.robot.rest()  # until the next episode, however long the files of this one take
         success = True if self._won_s is not None else self.judge()
         events = {k: n - before.get(k, 0) for k, n in self.robot.events.items()}
         seconds = self.clock.now() - start_s

@@ -27,10 +27,10 @@ WIDE = Limits(
 )
 
 
-def cell(policy, clock=None, hz=30, **given):
+def cell(policy, clock=None, hz=30, watchdog_s=1e9, **given):
     clock = clock or VirtualClock()
     arm, eye, rows = Arm(clock), Eye(clock), []
-    guard = Guard(arm, WIDE, clock=clock, watchdog_s=1e9)
+    guard = Guard(arm, WIDE, clock=clock, watchdog_s=watchdog_s)
     guard.connect()
     words = {"policy_hz": hz, "command_hz": hz, "max_seconds": 1.0} | given.pop("options", {})
     loop = EpisodeLoop(
@@ -87,6 +87,15 @@ def test_success_ends_the_episode_after_a_while():
     outcome = loop.run()
     assert (outcome.success, outcome.end_reason, outcome.fault) == (True, "success", False)
     assert outcome.steps == 16 and not arm.stops
+
+
+def test_between_episodes_the_arm_stays_where_it_is_and_the_watchdog_sleeps():
+    loop, arm, _, _ = cell(Steady(0.1), watchdog_s=0.05)
+    for _ in range(2):
+        assert loop.run().end_reason == "time limit"
+        loop.clock.sleep_until(loop.clock.now() + 60.0)  # files and films are written
+        time.sleep(0.1)  # the watchdog has looked
+        assert not arm.stops and not loop.robot.stopped
 
 
 def spoil(eye, **fields):
