@@ -5,6 +5,7 @@ always in eval mode, weights never change.
 """
 
 import copy
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -18,16 +19,17 @@ from toto_robot.backbone.causal import VIDEO_START, CausalModel
 from toto_robot.backbone.images import Frames as FrameEncoder
 from toto_robot.backbone.images import ImageEncoder
 from toto_robot.backbone.int8 import to_int8
+from toto_robot.backbone.lanes import side_by_side
 from toto_robot.backbone.precision import Precision, fast_matmul
 from toto_robot.backbone.streaming import FeatureStream
 from toto_robot.backbone.tokenizers import TokenEncoder
 from toto_robot.backbone.weights import nearest, tensors_sha256
 
 Readout = Literal["grid", "mean", "last", "tokens", "cls"]
-# Frames in flight, to bound memory. On a CPU few: what 8 frames need stays in the cache (16: an eighth
-# longer), and what 64 need is fetched from the system for every operation (a third longer).
-CHUNK = {"cpu": 8}
-CHUNK_ELSEWHERE = 64
+# Frames in flight, to bound memory. On a CPU few for each thread: what 8 frames need stays in the cache
+# (16: an eighth longer), what 64 need is fetched from the system for every operation (a third longer).
+FRAMES_ON_CPU = 8
+FRAMES_ELSEWHERE = 64
 
 Frames = UInt8[Tensor, "B H W 3"] | UInt8[Tensor, "B T H W 3"] | UInt8[np.ndarray, "*shape"]
 
@@ -208,8 +210,8 @@ class FrozenBackbone(nn.Module):
         if self._compiled is None:
             features = self.from_codes(self.encode(videos))
         else:
-            chunks = videos.split(self._rows(videos.shape[1]))
-            features = torch.cat([self._compiled(self._to_device(chunk)) for chunk in chunks])
+            parts = videos.split(self._rows(videos.shape[1]))
+            features = torch.cat([self._compiled(self._to_device(part)) for part in parts])
         return features if frames.ndim == 5 else features.squeeze(1)
 
     def one_pass(self, frames: UInt8[Tensor, "B T R R 3"]) -> Float[Tensor, "B T *features"]:
@@ -235,8 +237,7 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def from_codes(self, codes: Shaped[Tensor, "B T h w *P"]) -> Float[Tensor, "B T *features"]:
         """What `forward` gives for videos whose codes (`tokenize`) are there already."""
-        chunks = codes.split(self._rows(codes.shape[1]))
-        return torch.cat([self._features(chunk) for chunk in chunks])
+        return torch.cat(self._in_parts(self._features, codes))
 
     def stream(
         self, worlds: int = 1, *, context: int | None = None, cached: bool = True
@@ -265,8 +266,8 @@ class FrozenBackbone(nn.Module):
         """
         codes = self.encode(frames)
         blocks: int = self.trunk.config.layers if depth is None else depth
-        chunks = [self._states(c, blocks, start) for c in codes.split(self._rows(codes.shape[1]))]
-        return [torch.cat(states).flatten(1, 2) for states in zip(*chunks, strict=True)]
+        parts = self._in_parts(lambda part: self._states(part, blocks, start), codes)
+        return [torch.cat(states).flatten(1, 2) for states in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def tokenize(self, frames: Frames) -> Int[Tensor, "*batch h w"]:
@@ -287,14 +288,25 @@ class FrozenBackbone(nn.Module):
         """What the trunk reads, always with a time axis: codes, patches of pixels, or frames."""
         videos = check_frames(frames)
         # In float32: rounding would turn one code in sixty into another, machine by machine.
-        chunks = videos.flatten(0, 1).unsqueeze(1).split(self._rows(1))
-        codes = [self.encoder.encode(self._to_device(chunk)[:, 0]) for chunk in chunks]
+        singles = videos.flatten(0, 1).unsqueeze(1)
+        codes = self._in_parts(
+            lambda part: self.encoder.encode(self._to_device(part)[:, 0]), singles
+        )
         return torch.cat(codes).unflatten(0, videos.shape[:2])
 
     def _rows(self, frames: int) -> int:
-        """Videos of so many frames that are encoded at a time."""
-        device = self.device.type
-        return max(1, CHUNK.get(device, CHUNK_ELSEWHERE) // frames)
+        """Videos of so many frames that are worked on at a time."""
+        return max(1, (FRAMES_ON_CPU if self.device.type == "cpu" else FRAMES_ELSEWHERE) // frames)
+
+    def _in_parts(
+        self, work: Callable[[Tensor], Any], videos: Shaped[Tensor, "B T ..."]
+    ) -> list[Any]:
+        """`work` on a few videos at a time; on a CPU, if they are many, each thread on its own few."""
+        rows, lanes = self._rows(videos.shape[1]), 1
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and len(videos) >= 2 * threads:
+            rows, lanes = min(rows, len(videos) // threads), threads
+        return side_by_side(work, videos.split(rows), lanes)
 
     def _to_device(self, videos: UInt8[Tensor, "B T H W 3"]) -> UInt8[Tensor, "B T R R 3"]:
         """On the trunk's device and resized."""
