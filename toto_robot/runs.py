@@ -105,7 +105,7 @@ def plot_success(
     upper.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="95 % interval (Wilson)")
     upper.plot(steps, [r["success_rate"] for r in done], label="success rate, last 200 episodes")
     upper.set(ylim=(-0.02, 1.02), ylabel="success rate", title=title)
-    upper.legend(loc="upper left", frameon=False)
+    upper.legend(loc="best", frameon=False)
     lower.plot(steps, [r["episode_return"] for r in done])
     lower.set(xlabel="environment steps", ylabel="episode return")
     if stamp:
