@@ -180,9 +180,12 @@ class VecTask:
         return self._handed_out(self.obs_dict), done.to(self.rl_device)
 
     def step(
-        self, actions: Float[Tensor, "N A"]
+        self, actions: Float[Tensor, "N A"], draw: bool = True
     ) -> tuple[ObsDict, Float[Tensor, " N"], Int[Tensor, " N"], dict[str, Any]]:
         """Advance every world by one control step (1/60 s by default).
+
+        With `draw=False` the observation is without images, for steps whose observation nobody looks
+        at; terminal observations have theirs.
 
         Returns:
             (obs dict, reward, reset flags, extras). Where a reset flag is 1 the observation is the
@@ -217,7 +220,7 @@ class VecTask:
             self.obs_dict = self._observe(self._all, state, late)
             self.extras["terminal_obs"] = {key: obs[ended] for key, obs in self.obs_dict.items()}
         else:
-            self.obs_dict = self._reset_and_observe(ended, state)
+            self.obs_dict = self._reset_and_observe(ended, state, draw)
         self.extras["terminal_obs"] = self._handed_out(self.extras["terminal_obs"])
         if self.viewer is not None:
             self.viewer.show(self.dt)
@@ -262,13 +265,13 @@ class VecTask:
         moved = {key: value.to(self.rl_device) for key, value in per_world.items()}
         return moved | {"bad_worlds": self.bad_worlds, "terminal_obs": {}}
 
-    def _reset_and_observe(self, ended: Tensor, state: Any) -> ObsDict:
+    def _reset_and_observe(self, ended: Tensor, state: Any, draw: bool) -> ObsDict:
         if len(ended):
             self.extras["terminal_obs"] = self._observe(ended, state, self._draw(ended))
             self.reset_idx(ended)
             self.reset_buf[ended] = 1
             state = self._read()
-        return self._observe(self._all, state, self._draw(self._all))
+        return self._observe(self._all, state, self._draw(self._all) if draw else {})
 
     def _check(self, actions: Tensor) -> Tensor:
         expected = (self.num_envs, self.num_actions)

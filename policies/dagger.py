@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
+from policies.held_actions import hold_actions
 from policies.labels import LabelledFrames
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.teacher import Expert
@@ -76,7 +77,8 @@ class DAgger:
         seed: int = 0,
     ):
         self.policy, self.config = policy, config
-        self._task, self._observer, self._expert, self._labels = task, observer, expert, labels
+        self._task = hold_actions(task, config.action_repeat)
+        self._observer, self._expert, self._labels = observer, expert, labels
         self.num_timesteps = self._resumed_at = 0
         self._clip = float(getattr(task, "clip_actions", 1.0))
         self._seed, self._rng = seed, np.random.default_rng(seed)
@@ -126,11 +128,9 @@ class DAgger:
         drives = torch.from_numpy(self._expert_drives)[:, None]
         actions = torch.where(drives, wanted, own.cpu().clamp(-1, 1))
         actions = actions.to(self._task.device)
-        for _ in range(self.config.action_repeat):
-            self._obs, _, resets, extras = self._task.step(actions)
-            self.num_timesteps += self._task.num_envs
-            self._begin_episodes(resets, extras)
-            actions = torch.where(resets.bool()[:, None], 0.0, actions)
+        self._obs, _, resets, extras = self._task.step(actions)
+        self.num_timesteps += self._task.num_envs * self.config.action_repeat
+        self._begin_episodes(resets, extras)
 
     def _begin_episodes(self, resets: Tensor, extras: dict[str, Any]) -> None:
         """Count the student's episodes that ended, and choose who drives the next ones."""

@@ -155,10 +155,11 @@ def feature_vec_env(
     time_limit_bootstrap: bool = True,
     asymmetric: bool = False,
     history: int = 1,
+    action_repeat: int = 1,
 ) -> TaskVecEnv:
     """The worlds of a pixel `task`, each new frame encoded once, terminal frames included.
 
     `asymmetric` (of a task with oracle=True) hands out the oracle vector too."""
     num_oracle = task.num_obs if asymmetric else 0
     observer = observer_of(backbone, task.num_states, num_oracle, history)
-    return TaskVecEnv(task, observer, time_limit_bootstrap)
+    return TaskVecEnv(task, observer, time_limit_bootstrap, action_repeat)

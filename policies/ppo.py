@@ -102,7 +102,7 @@ class PPO(stable_baselines3.PPO):
                 actions, values, log_probs = self.policy(obs_as_tensor(last_obs, self.device))
             actions = actions.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(np.clip(actions, -1.0, 1.0))
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.config.action_repeat
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
@@ -144,7 +144,7 @@ class PPO(stable_baselines3.PPO):
             self._update_learning_rate(self.policy.optimizer)
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
-        warm_up = (self.config.critic_warmup or 0) * self.n_steps * self.n_envs
+        warm_up = (self.config.critic_warmup or 0) * self._rollout
         warming = self.num_timesteps <= warm_up
         train_critic_only(self.policy, warming)
         # While the actor stands still its KL is 0 but for rounding, which must not move the rate.
@@ -208,9 +208,13 @@ class PPO(stable_baselines3.PPO):
 
     def _rate_of_epoch(self, epoch: int) -> float:
         """MVP's lr0 (1 + cos(pi t)) / 2, t = (iteration + epoch / epochs) / iterations, from 0."""
-        rollout = self.n_steps * self.n_envs
-        done = self.num_timesteps - rollout * (1 - epoch / self.n_epochs)
+        done = self.num_timesteps - self._rollout * (1 - epoch / self.n_epochs)
         return cosine_schedule(self.config.learning_rate)(1 - done / self._total_timesteps)
+
+    @property
+    def _rollout(self) -> int:
+        """Environment steps of one iteration."""
+        return self.n_steps * self.n_envs * self.config.action_repeat
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.policy.optimizer.param_groups:

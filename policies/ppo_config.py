@@ -13,6 +13,9 @@ class PPOConfig:
     """MVP's hyper-parameters (`mvp/configs/ppo/train/*.yaml` and its code defaults)."""
 
     num_steps: int = 32  # per world and iteration
+    # Control steps for which an action is held, in training alone (the policy acts at every step
+    # then): so many times fewer frames to encode. `num_steps`, `gamma` count held actions.
+    action_repeat: int = 1
     epochs: int = 10
     minibatches: int = 4
     gamma: float = 0.99
@@ -48,6 +51,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in (
             "num_steps",
+            "action_repeat",
             "epochs",
             "minibatches",
             "learning_rate",

@@ -20,6 +20,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from policies.held_actions import hold_actions
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.networks import ActorCritic, train_critic_only
 from policies.ppo import cosine_schedule, matmul_precision
@@ -115,7 +116,8 @@ class PPOGPU:
         config.check_gpu()
         torch.manual_seed(seed)
         self.policy, self.config, self.num_timesteps = net, config, 0
-        self._task, self._observer, self._device = task, observer, net.device
+        self._task = hold_actions(task, config.action_repeat)
+        self._observer, self._device = observer, net.device
         self._algorithm: Any = None  # its storage takes its shapes from the first observation
         self._waiting_state: dict[str, Any] = {}
         self._cut = torch.zeros(task.num_envs, dtype=torch.bool)
@@ -183,7 +185,7 @@ class PPOGPU:
     def _step(self) -> None:
         actions = self._algorithm.act(self._obs).clamp(-1.0, 1.0)
         obs, rewards, resets, extras = self._task.step(actions.to(self._task.device))
-        self.num_timesteps += self._task.num_envs
+        self.num_timesteps += self._task.num_envs * self.config.action_repeat
         rewards = rewards.to(self._device, copy=True)
         ended = extras["terminal_ids"]
         if len(ended):
@@ -217,7 +219,8 @@ class PPOGPU:
     def _update(self) -> None:
         algorithm, config = self._algorithm, self.config
         self.policy.set_training_mode(True)
-        warm_up = (config.critic_warmup or 0) * config.num_steps * self._task.num_envs
+        rollout = config.num_steps * self._task.num_envs * config.action_repeat
+        warm_up = (config.critic_warmup or 0) * rollout
         warming = self.num_timesteps <= warm_up
         train_critic_only(self.policy, warming)
         # While the actor stands still its KL is 0 but for rounding, which must not move the rate.

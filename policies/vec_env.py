@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from envs.spec import ORACLE
+from policies.held_actions import hold_actions
 
 TaskObs = Mapping[str, Tensor]
 NumpyObs = np.ndarray | dict[str, np.ndarray]
@@ -39,7 +40,9 @@ class Task(Protocol):
     @property
     def action_space(self) -> spaces.Space: ...
     def reset(self) -> TaskObs: ...
-    def step(self, actions: Tensor, /) -> tuple[TaskObs, Tensor, Tensor, dict[str, Any]]: ...
+    def step(
+        self, actions: Tensor, /, draw: bool = True
+    ) -> tuple[TaskObs, Tensor, Tensor, dict[str, Any]]: ...
     def close(self) -> None: ...
 
 
@@ -123,10 +126,18 @@ class TaskVecEnv(VecEnv):
     Worlds that end are reset within the same step. Their `infos` carry `terminal_observation`
     (never the reset one), `TimeLimit.truncated`, `episode` {r: return, l: length, t: seconds}
     and `is_success`. With `time_limit_bootstrap=False` a time-out counts as a true end, as in MVP.
+    Each action is held for `action_repeat` control steps.
     """
 
-    def __init__(self, task: Task, observer: Observer, time_limit_bootstrap: bool = True):
-        self.task = task
+    def __init__(
+        self,
+        task: Task,
+        observer: Observer,
+        time_limit_bootstrap: bool = True,
+        action_repeat: int = 1,
+    ):
+        self.task = hold_actions(task, action_repeat)
+        self.action_repeat = action_repeat
         self.observer = observer
         self.time_limit_bootstrap = time_limit_bootstrap
         self.env_steps = 0
@@ -158,7 +169,7 @@ class TaskVecEnv(VecEnv):
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         actions = torch.as_tensor(self._actions, dtype=torch.float32, device=self.task.device)
         obs, rewards, resets, extras = self.task.step(actions)
-        self.env_steps += self.num_envs
+        self.env_steps += self.num_envs * self.action_repeat
         dones = to_numpy(resets).astype(bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():

@@ -59,11 +59,11 @@ def make_task(config: RLConfig, seed: int, num_envs: int, training: bool = False
 
 
 def wrap(task: Any, backbone: Any, config: RLConfig) -> TaskVecEnv:
-    bootstrap = config.ppo.time_limit_bootstrap
-    if backbone is None:
-        return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap)
     ppo = config.ppo
-    return feature_vec_env(task, backbone, bootstrap, ppo.asymmetric, ppo.history)
+    bootstrap, repeat = ppo.time_limit_bootstrap, ppo.action_repeat
+    if backbone is None:
+        return TaskVecEnv(task, StateObserver(task.num_obs), bootstrap, repeat)
+    return feature_vec_env(task, backbone, bootstrap, ppo.asymmetric, ppo.history, repeat)
 
 
 def make_learner(

@@ -122,6 +122,7 @@ class RLConfig:
         if self.threads is None and self.obs == "state":
             self.threads = 1
         self._derive_start()
+        self._check_history("ppo", self.ppo.action_repeat)
         if self.algo == "ppo-gpu":
             self.ppo.check_gpu()
         if self.algo.startswith("dagger"):
@@ -147,15 +148,18 @@ class RLConfig:
         if self.ppo.critic_warmup is None:
             self.ppo.critic_warmup = 10 if trained else 0
 
+    def _check_history(self, part: str, action_repeat: int) -> None:
+        if self.ppo.history > 1 and action_repeat > 1:
+            raise ValueError(
+                f"ppo.history={self.ppo.history} with {part}.action_repeat={action_repeat}: the "
+                "frames of a history would lie further apart in training than in evaluation; "
+                f"expected {part}.action_repeat=1"
+            )
+
     def _derive_dagger(self) -> None:
         if self.obs != "pixels":
             raise ValueError(f"algo={self.algo} learns from pixels, got obs={self.obs}")
-        if self.ppo.history > 1 and self.dagger.action_repeat > 1:
-            raise ValueError(
-                f"ppo.history={self.ppo.history} with dagger.action_repeat="
-                f"{self.dagger.action_repeat}: the frames of a history would lie further apart in "
-                "training than in evaluation; expected dagger.action_repeat=1"
-            )
+        self._check_history("dagger", self.dagger.action_repeat)
         if self.env.steps_after_success is None and self.algo == "dagger":
             self.env.steps_after_success = 30
 

@@ -82,7 +82,9 @@ class FakeTask:
         self._reset(worlds)
         return self._observe(worlds)
 
-    def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: Tensor, draw: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, Any]]:
         assert actions.isfinite().all() and actions.abs().max() <= 1
         self.position += 0.1 * actions[:, :2]
         self.progress_buf += 1
@@ -106,7 +108,10 @@ class FakeTask:
         }
         if len(ended):
             self._reset(ended)
-        return self._observe(torch.arange(self.num_envs)), reward, done.long(), extras
+        obs = self._observe(torch.arange(self.num_envs))
+        if not draw and self.obs_kind == "pixels":
+            del obs["obs"]
+        return obs, reward, done.long(), extras
 
     def render_film(
         self, world_ids: list[int], camera: str = "third_person", height: int = 8, width: int = 8

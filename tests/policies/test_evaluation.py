@@ -32,7 +32,7 @@ class Towards:
 class Uneven(FakeTask):
     """World 0 ends three times as often as the others."""
 
-    def step(self, actions: torch.Tensor) -> Any:
+    def step(self, actions: torch.Tensor, draw: bool = True) -> Any:
         self.progress_buf[0] += 2
         return super().step(actions)
 
@@ -64,7 +64,7 @@ def test_what_an_episode_says() -> None:
     class Lost(FakeTask):
         """Success at step 4, lost at the end."""
 
-        def step(self, actions: torch.Tensor) -> Any:
+        def step(self, actions: torch.Tensor, draw: bool = True) -> Any:
             obs, reward, done, extras = super().step(actions)
             ones = torch.ones(self.num_envs)
             extras |= {"successes": ones, "successes_at_end": 0 * ones, "success_step": 4 * ones}
