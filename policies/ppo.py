@@ -106,6 +106,7 @@ class PPO(stable_baselines3.PPO):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
+            rewards = rewards * np.float32(self.config.reward_scale)
             self._bootstrap_time_outs(rewards, infos)
             rollout_buffer.add(last_obs, actions, rewards, starts, values, log_probs)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]

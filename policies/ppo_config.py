@@ -23,6 +23,7 @@ class PPOConfig:
     clip_range: float = 0.1
     value_coef: float = 2.0
     entropy_coef: float = 0.0
+    reward_scale: float = 1.0  # of what is learned from; returns are reported unscaled
     max_grad_norm: float = 1.0
     learning_rate: float = 1e-3
     # cosine: to 0 over total_steps, a step per iteration (cosine_epoch: per epoch, as MVP);
@@ -58,6 +59,7 @@ class PPOConfig:
             "num_queries",
             "desired_kl",
             "std_power",
+            "reward_scale",
             "history",
         ):
             if getattr(self, name) <= 0:

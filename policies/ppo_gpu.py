@@ -186,7 +186,7 @@ class PPOGPU:
         actions = self._algorithm.act(self._obs).clamp(-1.0, 1.0)
         obs, rewards, resets, extras = self._task.step(actions.to(self._task.device))
         self.num_timesteps += self._task.num_envs * self.config.action_repeat
-        rewards = rewards.to(self._device, copy=True)
+        rewards = rewards.to(self._device, copy=True) * self.config.reward_scale
         ended = extras["terminal_ids"]
         if len(ended):
             both = {key: torch.cat([obs[key], extras["terminal_obs"][key]]) for key in obs}
