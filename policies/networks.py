@@ -109,6 +109,18 @@ def train_critic_only(net: ActorCriticPolicy, only: bool) -> None:
         parameter.requires_grad_(of_critic(name) or not only)
 
 
+def split_optimizer(net: ActorCriticPolicy, critic_learning_rate: float) -> None:
+    """Give the critic's own parameters a group of their own, {"critic": True}, in the optimiser."""
+    mine: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        (mine if of_critic(name) else others).append(parameter)
+    group = net.optimizer.param_groups[0]
+    group["params"], group["critic"] = others, False
+    critic = {"params": mine, "lr": critic_learning_rate, "critic": True}
+    net.optimizer.add_param_group(critic)
+
+
 class OracleReadout(BaseFeaturesExtractor):
     """What an asymmetric critic reads: the oracle vector [B, O] as it is."""
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from policies.learner import SUCCESS_WINDOW, Summary
-from policies.networks import ActorCritic, policy_kwargs, train_critic_only
+from policies.networks import ActorCritic, policy_kwargs, split_optimizer, train_critic_only
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
 from policies.vec_env import TaskVecEnv
 
@@ -142,7 +142,7 @@ class PPO(stable_baselines3.PPO):
         """
         self.policy.set_training_mode(True)
         if self.config.lr_schedule != "adaptive":
-            self._update_learning_rate(self.policy.optimizer)
+            self._set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
         warm_up = (self.config.critic_warmup or 0) * self._rollout
@@ -219,7 +219,8 @@ class PPO(stable_baselines3.PPO):
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.policy.optimizer.param_groups:
-            group["lr"] = learning_rate
+            own = self.config.critic_learning_rate if group.get("critic") else None
+            group["lr"] = own or learning_rate
 
     def _follow_kl(self, kl: float) -> None:
         rate = self.policy.optimizer.param_groups[0]["lr"]
@@ -330,5 +331,7 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
         device=device,
     )
     ppo.config = config
+    if config.critic_learning_rate:
+        split_optimizer(ppo.policy, config.critic_learning_rate)
     ppo.set_logger(Logger(None, []))
     return ppo

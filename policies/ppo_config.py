@@ -26,6 +26,7 @@ class PPOConfig:
     reward_scale: float = 1.0  # of what is learned from; returns are reported unscaled
     max_grad_norm: float = 1.0
     learning_rate: float = 1e-3
+    critic_learning_rate: float | None = None  # constant; None: as all else
     # cosine: to 0 over total_steps, a step per iteration (cosine_epoch: per epoch, as MVP);
     # adaptive: follows the KL; constant.
     lr_schedule: str = "cosine"
@@ -64,6 +65,10 @@ class PPOConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
+        if (self.critic_learning_rate or 1) <= 0:
+            raise ValueError(
+                f"ppo.critic_learning_rate={self.critic_learning_rate}: expected more than 0"
+            )
         if (self.critic_warmup or 0) < 0:
             raise ValueError(f"ppo.critic_warmup={self.critic_warmup}: expected at least 0")
         for name, valid in (("lr_schedule", LR_SCHEDULES), ("pool", POOLS)):
@@ -81,6 +86,10 @@ class PPOConfig:
             raise ValueError(
                 "algo=ppo-gpu with ppo.lr_schedule=cosine_epoch: expected cosine, adaptive or "
                 "constant"
+            )
+        if self.critic_learning_rate:
+            raise ValueError(
+                "algo=ppo-gpu with ppo.critic_learning_rate: rsl_rl has one rate for all"
             )
         if not self.shuffle:
             raise ValueError("algo=ppo-gpu with ppo.shuffle=false: rsl_rl always shuffles")
