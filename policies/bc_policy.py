@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.spec import CONTROL_RATE_HZ, TARGETS, RobotSpec, robot_of
 from policies.feature_vec_env import FeatureHistory
+from policies.plans import Plans
 from policies.robomimic_bc import MODEL, PROPRIO, load_algo, predict
 from policies.vec_env import TaskObs
 
@@ -88,35 +89,21 @@ class BCPolicy:
             self._robot = robot_of(spec.env)
             step = action_step(spec.env, spec.control_rate_hz)
             self._step = torch.tensor(step, dtype=torch.float32)
+        self._plans = Plans(spec.bc.replan_every, every_frame=spec.bc.context > 1)
         self.reset()
 
     def reset(self, worlds: Tensor | None = None) -> None:
+        self._plans.reset(worlds)
         if worlds is None:
-            self._plan: Tensor | None = None
             keys = (PROPRIO, *self.spec.bc.cameras)
             self._past = {key: FeatureHistory(self.spec.bc.context) for key in keys}
-        elif self._plan is not None:
-            self._age[worlds.cpu()] = self.spec.bc.replan_every
+        else:
             for past in self._past.values():
                 past.reset(worlds.cpu())
 
     def act(self, obs: TaskObs) -> Float[Tensor, "N A"]:
         """The newest plan's action for this step, in [-1, 1], on the CPU."""
-        num = len(obs["states"])
-        if self._plan is None:
-            self._plan = torch.zeros(num, self.spec.bc.chunk, self.spec.num_actions)
-            self._age = torch.full((num,), self.spec.bc.replan_every)
-        due = self._age >= self.spec.bc.replan_every
-        if self.spec.bc.context > 1:  # the history needs every frame
-            plans = self.plan(obs)
-            self._plan[due] = plans[due]
-        elif due.any():
-            ids = due.nonzero().flatten()
-            self._plan[due] = self.plan({k: v[ids.to(v.device)] for k, v in obs.items()})
-        self._age[due] = 0
-        actions = self._plan[torch.arange(num), self._age]
-        self._age += 1
-        return actions.clone()
+        return self._plans.act(obs, self.plan)
 
     def plan(self, obs: TaskObs) -> Float[Tensor, "N K A"]:
         """The next K actions in [-1, 1] from `obs["obs"]` (uint8 [N, H, W, 3], with several cameras

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from policies.feature_vec_env import feature_space, observer_of
 from policies.networks import ActorCritic, of_critic, policy_kwargs
+from policies.plans import Plans
 from policies.ppo_config import PPOConfig
 from policies.vec_env import Observer, PixelObserver, StateObserver, TaskObs
 
@@ -90,30 +91,34 @@ class PolicySpec:
 
 
 class Policy:
-    """Deterministic policy: `act` maps a batched task observation to actions in [-1, 1]."""
+    """Deterministic policy: `act` maps a batched task observation to actions in [-1, 1].
+
+    As in its training, each action is held for `ppo.action_repeat` steps."""
 
     def __init__(self, net: ActorCriticPolicy, spec: PolicySpec, observer: Observer):
         self.net = net
         self.spec = spec
         self.observer = observer
+        self._plans = Plans(spec.ppo.action_repeat, every_frame=spec.ppo.history > 1)
 
     def reset(self, worlds: Tensor | None = None) -> None:
-        """Call when episodes begin, in these worlds (ids) or in all: a policy with a history of
-        features forgets the ones before."""
+        """Call when episodes begin, in these worlds (ids) or in all: what is remembered of those
+        before (held actions, a history of features) is forgotten."""
+        self._plans.reset(worlds)
         self.observer.reset(worlds)
 
     def act(self, obs: TaskObs) -> Tensor:
         """`obs["obs"]` (uint8 [N, H, W, 3] or float32 [N, num_obs]) and `obs["states"]`
-        (float32 [N, num_states]) -> mean actions float32 [N, num_actions] on the CPU."""
+        (float32 [N, num_states]) -> actions float32 [N, num_actions] on the CPU."""
+        return self._plans.act(obs, self.plan)
+
+    def plan(self, obs: TaskObs) -> Tensor:
+        """The next K = `ppo.action_repeat` actions, float32 [N, K, num_actions]: K times the mean."""
         self.net.set_training_mode(False)
         with torch.no_grad():
             seen = obs_as_tensor(self.observer(obs), self.net.device)  # type: ignore[arg-type]
             actions = self.net.get_distribution(seen).get_actions(deterministic=True)
-        return actions.clamp(-1.0, 1.0).cpu()
-
-    def plan(self, obs: TaskObs) -> Tensor:
-        """The next K actions, float32 [N, K, num_actions]; K = 1 here."""
-        return self.act(obs)[:, None]
+        return actions.clamp(-1.0, 1.0).cpu()[:, None].expand(-1, self.spec.ppo.action_repeat, -1)
 
 
 def save_policy(folder: Path, net: ActorCriticPolicy, spec: PolicySpec) -> None:

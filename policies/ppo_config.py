@@ -13,8 +13,8 @@ class PPOConfig:
     """MVP's hyper-parameters (`mvp/configs/ppo/train/*.yaml` and its code defaults)."""
 
     num_steps: int = 32  # per world and iteration
-    # Control steps for which an action is held, in training alone (the policy acts at every step
-    # then): so many times fewer frames to encode. `num_steps`, `gamma` count held actions.
+    # Control steps for which an action is held, in training and by the policy: so many times fewer
+    # frames to encode. `num_steps`, `gamma` count held actions.
     action_repeat: int = 1
     epochs: int = 10
     minibatches: int = 4

@@ -35,7 +35,7 @@ class Teacher:
                 f"observation has keys {sorted(obs)}, an expert needs {ORACLE!r}: "
                 "make the task with oracle=True"
             )
-        return self.policy.act({"obs": obs[ORACLE]})
+        return self.policy.plan({"obs": obs[ORACLE]})[:, 0]
 
 
 def teacher_folder(source: str | Path) -> Path:
