@@ -64,7 +64,7 @@ def policy(repeat: int, backbone: FakeBackbone) -> Policy:
     )  # fmt: skip
     net = build_net(spec)
     with torch.no_grad():
-        net.action_net.weight *= 100  # or all actions would be nearly 0
+        dict(net.named_parameters())["action_net.weight"].mul_(100)  # or all actions would be nearly 0
     return Policy(net, spec, observer_of(backbone, 18))
 
 
