@@ -27,7 +27,7 @@ class Plans:
         """These worlds (None: all, however many) begin with a new plan."""
         if worlds is None:
             self._plans = None
-        else:
+        elif self._plans is not None:
             self._age[worlds.cpu()] = self._replan_every
 
     def act(self, obs: TaskObs, planner: Planner) -> Float[Tensor, "N A"]:

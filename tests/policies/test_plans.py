@@ -22,6 +22,13 @@ def count_up(obs: Any) -> torch.Tensor:
     return obs["seen"][:, None, None] + torch.tensor([0.0, 0.1, 0.2])[None, :, None]
 
 
+def test_a_plan_for_every_step_is_for_any_number_of_worlds() -> None:
+    plans = Plans(replan_every=1)
+    assert play(plans, 1, 2) == [1, 2]
+    plans.reset(torch.tensor([1]))
+    assert play(plans, 3) == [3]
+
+
 @pytest.fixture(autouse=True)
 def nobody_asked() -> None:
     ASKED.clear()
@@ -49,6 +56,7 @@ def test_a_planner_that_remembers_sees_every_frame() -> None:
 
 def test_a_reset_of_all_may_change_the_number_of_worlds() -> None:
     plans = Plans(replan_every=2)
+    plans.reset(torch.tensor([1]))  # nothing is planned yet
     play(plans, 1, 2)
     with pytest.raises(ValueError, match=r"observations of 3 worlds after those of 2: call reset"):
         play(plans, 1, 2, 3)
@@ -64,7 +72,9 @@ def policy(repeat: int, backbone: FakeBackbone) -> Policy:
     )  # fmt: skip
     net = build_net(spec)
     with torch.no_grad():
-        dict(net.named_parameters())["action_net.weight"].mul_(100)  # or all actions would be nearly 0
+        dict(net.named_parameters())["action_net.weight"].mul_(
+            100
+        )  # or all actions would be nearly 0
     return Policy(net, spec, observer_of(backbone, 18))
 
 
