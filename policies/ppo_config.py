@@ -105,8 +105,19 @@ _MVP = {
 
 # `preset=` of the command line; what is not named is the default, `ppo.x=` wins over both.
 PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
     "mvp": _MVP,
     "mvp-kuka": _MVP
     | {"learning_rate": 5e-4},  # both Kuka tasks from pixels, its cabinet from state
     "best": {"lr_schedule": "adaptive", "random_phase": True, "asymmetric": True},
+    # From a policy that can do the task already: small steps, by a critic that is quick to learn.
+    "finetune": {
+        "learning_rate": 1e-5,
+        "critic_learning_rate": 1e-3,
+        "lr_schedule": "adaptive",
+        "clip_range": 0.2,
+        "epochs": 5,
+        "reward_scale": 0.01,
+    },
 }
+FINETUNE = "finetune"

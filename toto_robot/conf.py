@@ -7,6 +7,7 @@ A wrong option, key or type ends in one line with the nearest valid name (`compo
 
 import difflib
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.options import TaskOptions
 from envs.spec import CONTROL_RATE_HZ, TASK_NAMES
 from policies.dagger import DAggerConfig
-from policies.ppo_config import PRESETS, PPOConfig
+from policies.ppo_config import FINETUNE, PRESETS, PPOConfig
 from toto_robot.backbone import NAMES
 
 ALGOS = ("ppo", "dagger", "dagger+ppo", "ppo-gpu")
@@ -296,6 +297,7 @@ def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str
         return argv
     words = list(argv)
     given = {o.key_or_group: o for o in check_overrides(words)}
+    words += presumed_preset(given)
     if "resume" in given and given["resume"].value() is not None:
         folder = Path(str(given["resume"].value()))
         saved = saved_overrides(folder)
@@ -305,6 +307,19 @@ def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str
     if not _has_run_dir(words):
         words.append(f"hydra.run.dir={quote(default_run_dir(config, now or datetime.now()))}")
     return words
+
+
+def presumed_preset(given: Mapping[str, Override]) -> list[str]:
+    """`preset=finetune` for PPO from a trained policy, unless a preset is given (`preset=default` has
+    no values). Not for algo=ppo-gpu, which has one learning rate for all."""
+
+    def value(key: str) -> Any:
+        override = given.get(key)
+        return None if override is None or override.is_sweep_override() else override.value()
+
+    algo = value("algo") or "ppo"
+    trained = algo == "dagger+ppo" or (algo == "ppo" and value("init") is not None)
+    return [f"preset={FINETUNE}"] if trained and not given.keys() & {"preset", "resume"} else []
 
 
 def default_run_dir(config: RLConfig, now: datetime) -> str:

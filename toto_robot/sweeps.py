@@ -26,6 +26,7 @@ from toto_robot.conf import (
     as_plain,
     check_config,
     check_overrides,
+    presumed_preset,
     quote,
 )
 from toto_robot.runs import StopSignal, read_metrics, write_text
@@ -62,8 +63,9 @@ def complete_sweep(argv: Sequence[str], now: datetime | None = None) -> list[str
             "hydra.sweep.dir"
         )
     swept = [override for override in parsed if override.is_sweep_override()]
-    single = [override for override in parsed if not override.is_sweep_override()]
-    words = [override.input_line or "" for override in parsed]
+    preset = check_overrides(presumed_preset(keys))
+    single = [override for override in parsed if not override.is_sweep_override()] + preset
+    words = [override.input_line or "" for override in [*parsed, *preset]]
     config = _check_jobs(swept, single)
     if "hydra.sweep.dir" not in keys:
         words.append(f"hydra.sweep.dir={quote(_sweep_dir(config, swept, now))}")

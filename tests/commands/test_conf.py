@@ -15,6 +15,7 @@ from toto_robot.conf import (
     register,
 )
 from toto_robot.rl import as_plain
+from toto_robot.sweeps import complete_sweep
 
 register()
 
@@ -105,6 +106,29 @@ def test_a_preset_stands_between_the_defaults_and_what_is_given() -> None:
     )
     with pytest.raises(ValueError, match="preset=mpv does not exist; did you mean 'mvp'"):
         check_config(["preset=mpv"])
+
+
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        (["algo=dagger+ppo"], "finetune"),
+        (["init=some/policy"], "finetune"),
+        (["init=some/policy", "ppo.learning_rate=0.1"], "finetune"),
+        (["init=some/policy", "preset=mvp"], "mvp"),
+        (["init=some/policy", "preset=default"], "default"),
+        (["init=some/policy", "algo=dagger"], None),
+        (["init=some/policy", "algo=ppo-gpu"], None),
+        (["init=null"], None),
+        ([], None),
+    ],
+)
+def test_ppo_from_a_trained_policy_takes_small_steps(words: list[str], preset: str | None) -> None:
+    config = check_config(complete_overrides(words))
+    assert config.preset == preset
+    rate = 1e-5 if preset == "finetune" else 1e-3
+    assert config.ppo.learning_rate == (0.1 if "ppo.learning_rate=0.1" in words else rate)
+    sweep = complete_sweep(["-m", "seed=0,1", *words])
+    assert ("preset=finetune" in sweep) == (preset == "finetune")
 
 
 @pytest.mark.parametrize("words", [[], ["preset=mvp", "ppo.epochs=3"]])

@@ -22,13 +22,6 @@ def count_up(obs: Any) -> torch.Tensor:
     return obs["seen"][:, None, None] + torch.tensor([0.0, 0.1, 0.2])[None, :, None]
 
 
-def test_a_plan_for_every_step_is_for_any_number_of_worlds() -> None:
-    plans = Plans(replan_every=1)
-    assert play(plans, 1, 2) == [1, 2]
-    plans.reset(torch.tensor([1]))
-    assert play(plans, 3) == [3]
-
-
 @pytest.fixture(autouse=True)
 def nobody_asked() -> None:
     ASKED.clear()
@@ -62,6 +55,13 @@ def test_a_reset_of_all_may_change_the_number_of_worlds() -> None:
         play(plans, 1, 2, 3)
     plans.reset()
     assert play(plans, 1, 2, 3) == [1, 2, 3]
+
+
+def test_a_plan_for_every_step_is_for_any_number_of_worlds() -> None:
+    plans = Plans(replan_every=1)
+    assert play(plans, 1, 2) == [1, 2]
+    plans.reset(torch.tensor([1]))
+    assert play(plans, 3) == [3]
 
 
 def policy(repeat: int, backbone: FakeBackbone) -> Policy:
