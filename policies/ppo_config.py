@@ -65,7 +65,7 @@ class PPOConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")
-        if (self.critic_learning_rate or 1) <= 0:
+        if self.critic_learning_rate is not None and self.critic_learning_rate <= 0:
             raise ValueError(
                 f"ppo.critic_learning_rate={self.critic_learning_rate}: expected more than 0"
             )

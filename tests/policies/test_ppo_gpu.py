@@ -90,6 +90,14 @@ def test_it_learns_to_stay_near_the_middle() -> None:
     assert sum(late) / len(late) > sum(early) / len(early) + 0.5
 
 
+def test_actions_may_be_held_and_rewards_scaled() -> None:
+    config = replace(SMALL, action_repeat=2, reward_scale=0.5)
+    ppo = run(state_ppo(config), 128, until=64)
+    assert ppo.num_timesteps == 2 * 4 * config.num_steps == 64
+    with pytest.raises(ValueError, match="rsl_rl has one rate for all"):
+        state_ppo(replace(SMALL, critic_learning_rate=1e-3))
+
+
 def test_a_critic_warm_up_leaves_actor_and_rate_alone() -> None:
     ppo = state_ppo(replace(SMALL, critic_warmup=2, lr_schedule="adaptive", desired_kl=1.0))
     before = weights(ppo)

@@ -53,6 +53,40 @@ def learning_rate(ppo: PPO) -> float:
     return ppo.policy.optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.parametrize("schedule", ["adaptive", "cosine", "cosine_epoch", "constant"])
+def test_the_critic_may_have_a_rate_of_its_own(schedule: str, tmp_path: Path) -> None:
+    config = replace(SMALL, critic_learning_rate=0.25, lr_schedule=schedule, learning_rate=1e-3)
+    ppo = run(state_ppo(config=config), 320, until=96)
+    actor, critic = ppo.policy.optimizer.param_groups
+    assert critic["lr"] == 0.25 and actor["lr"] < 0.1
+    names = {id(p): n for n, p in ppo.policy.named_parameters()}
+    assert all(of_critic(names[id(p)]) for p in critic["params"])
+    assert len(actor["params"]) + len(critic["params"]) == len(names)
+    assert not any(of_critic(names[id(p)]) for p in actor["params"])
+    ppo.save_trainer(tmp_path / "trainer.pt")
+    again = state_ppo(config=config)
+    again.load_trainer(tmp_path / "trainer.pt")
+    assert [g["lr"] for g in again.policy.optimizer.param_groups] == [actor["lr"], 0.25]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_a_critic_that_cannot_learn_is_an_error(rate: float) -> None:
+    with pytest.raises(ValueError, match="ppo.critic_learning_rate=.*: expected more than 0"):
+        PPOConfig(critic_learning_rate=rate)
+
+
+def test_scaled_rewards_are_learned_from_and_returns_reported_unscaled() -> None:
+    plain = run(state_ppo(), 32)
+    scaled = run(state_ppo(config=replace(SMALL, reward_scale=0.5)), 32)
+    assert [e["r"] for e in scaled.ep_info_buffer or []] == [
+        e["r"] for e in plain.ep_info_buffer or []
+    ]
+    running = ~plain.rollout_buffer.episode_starts[1:].astype(bool)  # the rest: bootstrapped values
+    theirs, ours = plain.rollout_buffer.rewards[:-1], scaled.rollout_buffer.rewards[:-1]
+    np.testing.assert_allclose(ours[running], 0.5 * theirs[running], rtol=1e-6)
+    assert running.any() and np.abs(theirs[running]).min() > 0
+
+
 @pytest.mark.parametrize(
     ("kl", "expected"),
     [(0.021, 1e-3 / 1.5), (0.019, 1e-3), (0.006, 1e-3), (0.004, 1.5e-3), (0.0, 1e-3)],
