@@ -98,6 +98,40 @@ class FeatureReadout(BaseFeaturesExtractor):
         return torch.cat([read, self.proprio(observations["proprio"])], dim=1)
 
 
+class StateEstimate(BaseFeaturesExtractor):
+    """What a frame and the joints tell of the state: the read-out of `make_pool` beside `proprio`
+    [B, P] -> 128 -> SELU -> the oracle vector [B, O]; handed on as [B, O + P].
+
+    It learns by `loss` alone. Advantages are too noisy a teacher for a read-out of thousands of
+    numbers per frame: it learns the samples of a rollout by heart (`LOG.md`, 2026-11-28).
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, pool: str = "attention", num_queries: int = 8
+    ):
+        num_proprio = spaces.flatdim(observation_space["proprio"])
+        num_oracle = spaces.flatdim(observation_space[ORACLE])
+        super().__init__(observation_space, features_dim=num_oracle + num_proprio)
+        self.pool = make_pool(observation_space["features"].shape or (), pool, num_queries)
+        self.head = nn.Sequential(
+            nn.Linear(READOUT + num_proprio, READOUT), nn.SELU(), nn.Linear(READOUT, num_oracle)
+        )
+
+    def estimate(self, observations: dict[str, Tensor]) -> Float[Tensor, "B O"]:
+        seen = [self.pool(observations["features"]), observations["proprio"]]
+        return self.head(torch.cat(seen, dim=1))
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            estimate = self.estimate(observations)
+        return torch.cat([estimate, observations["proprio"]], dim=1)
+
+    def loss(self, observations: dict[str, Tensor], unit: Float[Tensor, " O"]) -> Tensor:
+        """Mean squared error of the estimate, each number in its `unit`."""
+        error = (self.estimate(observations) - observations[ORACLE]) / unit
+        return error.square().mean()
+
+
 def of_critic(name: str) -> bool:
     """Whether a parameter of `ActorCritic` is the critic's own (a shared read-out is not)."""
     return name.startswith(("mlp_extractor.value_net.", "value_net."))
@@ -191,7 +225,12 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
 def readout_of(observation_space: spaces.Dict, config: PPOConfig) -> dict[str, Any]:
     """The module that reads frozen features, or frames: then a CNN trained end to end."""
     if "image" in observation_space.spaces:
+        if config.estimate_state:
+            raise ValueError("ppo.estimate_state=true reads frozen features, not frames")
         return {"features_extractor_class": ImageReadout}
+    if config.estimate_state:
+        kwargs = {"pool": config.pool, "num_queries": config.num_queries}
+        return {"features_extractor_class": StateEstimate, "features_extractor_kwargs": kwargs}
     return {
         "features_extractor_class": FeatureReadout,
         "features_extractor_kwargs": {

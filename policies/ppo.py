@@ -24,10 +24,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from envs.spec import ORACLE
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.networks import ActorCritic, policy_kwargs, split_optimizer, train_critic_only
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
 from policies.vec_env import TaskVecEnv
+
+SMALLEST_UNIT = 0.05  # m, rad, m/s, …: what moves less counts little in the loss of an estimate
 
 
 def cosine_schedule(learning_rate: float) -> Callable[[float], float]:
@@ -169,10 +172,14 @@ class PPO(stable_baselines3.PPO):
             return torch.from_numpy(array).flatten(0, 1).to(self.device)
 
         obs = buffer.observations
+        rollout = {}
+        if self.config.estimate_state:
+            rollout["unit"] = flat(obs[ORACLE]).std(0).clamp(min=SMALLEST_UNIT)
         names = ("actions", "log_probs", "advantages", "returns")
-        return {
-            "obs": {k: flat(v) for k, v in obs.items()} if isinstance(obs, dict) else flat(obs)
-        } | {name: flat(getattr(buffer, name)) for name in names}
+        rollout["obs"] = (
+            {k: flat(v) for k, v in obs.items()} if isinstance(obs, dict) else flat(obs)
+        )
+        return rollout | {name: flat(getattr(buffer, name)) for name in names}
 
     def _update(self, rollout: dict[str, Any], rows: Tensor, clip: float) -> Tensor:
         """One gradient step on one minibatch. Returns what is logged, see `_log`."""
@@ -188,9 +195,12 @@ class PPO(stable_baselines3.PPO):
         value_loss = mse_loss(rollout["returns"][rows], values.flatten())
         entropy_loss = -entropy.mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        if "unit" in rollout:
+            loss = loss + self._readout.loss(seen, rollout["unit"])
         self.policy.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        for parameters in self._clipped_together():
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
         with torch.no_grad():
             # An estimate of KL(old, new) that is never negative: joschu.net/blog/kl-approx.html
@@ -199,6 +209,18 @@ class PPO(stable_baselines3.PPO):
             return torch.stack(
                 [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss]
             ).detach()
+
+    @property
+    def _readout(self) -> Any:
+        return self.policy.pi_features_extractor
+
+    def _clipped_together(self) -> list[list[nn.Parameter]]:
+        """A read-out with a loss of its own must not shrink the others' gradients."""
+        if not self.config.estimate_state:
+            return [list(self.policy.parameters())]
+        own = list(self._readout.parameters())
+        ids = {id(parameter) for parameter in own}
+        return [own, [p for p in self.policy.parameters() if id(p) not in ids]]
 
     def _order(self, samples: int) -> Tensor:
         """In which the samples of a rollout are used; as they come, 4 minibatches of 32 steps are

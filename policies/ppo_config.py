@@ -40,6 +40,9 @@ class PPOConfig:
     num_queries: int = 8  # of the attention read-out
     history: int = 1  # frames whose features the policy sees (from state: the state alone)
     asymmetric: bool = False  # the critic reads the state, the actor camera and joints
+    # The read-out learns to tell the state (the oracle vector) and nothing else; the actor reads what
+    # it tells. Needs asymmetric=true.
+    estimate_state: bool = False
     shuffle: bool = True  # false, as MVP: each minibatch is a run of consecutive time steps
     std_power: int = 1  # standard deviation exp(std_power * log_std); MVP's code has 2
     time_limit_bootstrap: bool = True
@@ -69,6 +72,11 @@ class PPOConfig:
             raise ValueError(
                 f"ppo.critic_learning_rate={self.critic_learning_rate}: expected more than 0"
             )
+        if self.estimate_state and (not self.asymmetric or self.history > 1):
+            raise ValueError(
+                f"ppo.estimate_state=true with ppo.asymmetric={self.asymmetric} "
+                f"ppo.history={self.history}: expected asymmetric=true, history=1"
+            )
         if (self.critic_warmup or 0) < 0:
             raise ValueError(f"ppo.critic_warmup={self.critic_warmup}: expected at least 0")
         for name, valid in (("lr_schedule", LR_SCHEDULES), ("pool", POOLS)):
@@ -91,6 +99,8 @@ class PPOConfig:
             raise ValueError(
                 "algo=ppo-gpu with ppo.critic_learning_rate: rsl_rl has one rate for all"
             )
+        if self.estimate_state:
+            raise ValueError("algo=ppo-gpu with ppo.estimate_state=true: expected algo=ppo")
         if not self.shuffle:
             raise ValueError("algo=ppo-gpu with ppo.shuffle=false: rsl_rl always shuffles")
 

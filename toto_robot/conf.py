@@ -123,7 +123,7 @@ class RLConfig:
         if self.threads is None and self.obs == "state":
             self.threads = 1
         self._derive_start()
-        self._check_history("ppo", self.ppo.action_repeat)
+        self._check_ppo()
         if self.algo == "ppo-gpu":
             self.ppo.check_gpu()
         if self.algo.startswith("dagger"):
@@ -148,6 +148,14 @@ class RLConfig:
             self.ppo.log_std_init = -1.0 if trained else 0.0
         if self.ppo.critic_warmup is None:
             self.ppo.critic_warmup = 10 if trained else 0
+
+    def _check_ppo(self) -> None:
+        self._check_history("ppo", self.ppo.action_repeat)
+        if self.ppo.estimate_state and (self.obs != "pixels" or self.algo != "ppo"):
+            raise ValueError(
+                f"ppo.estimate_state=true with obs={self.obs} algo={self.algo}: expected obs=pixels "
+                "algo=ppo"
+            )
 
     def _check_history(self, part: str, action_repeat: int) -> None:
         if self.ppo.history > 1 and action_repeat > 1:

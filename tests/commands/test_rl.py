@@ -283,6 +283,8 @@ def test_histories_of_dagger_need_every_frame() -> None:
     with pytest.raises(ValueError, match="expected dagger.action_repeat=1"):
         small("algo=dagger", "ppo.history=2")
     small("algo=dagger", "ppo.history=2", "dagger.action_repeat=1")
+    with pytest.raises(ValueError, match="expected obs=pixels algo=ppo"):
+        small("algo=dagger", "ppo.asymmetric=true", "ppo.estimate_state=true")
     with pytest.raises(ValueError, match="expected ppo.action_repeat=1"):
         small("ppo.history=2", "ppo.action_repeat=2")
 

@@ -175,3 +175,41 @@ def test_the_critic_learns_what_features_do_not_show() -> None:
             optimizer.step()
         errors[asymmetric] = loss.item()
     assert errors[True] < 0.1 < 0.5 < errors[False]
+
+
+def estimating(**more: Any) -> PPO:
+    config = replace(SMALL, asymmetric=True, estimate_state=True, **more)
+    task = FakeTask(8, "pixels", oracle=True)
+    return make_ppo(feature_vec_env(task, FakeBackbone(), asymmetric=True), config)
+
+
+def test_a_read_out_that_estimates_the_state_learns_it_and_nothing_else(tmp_path: Path) -> None:
+    ppo = estimating(learning_rate=3e-3, num_steps=16)
+    ppo.start(10**6, lambda: True)
+    losses: list[float] = []
+    rollout: dict[str, Any] = {}
+    readout: Any = ppo.policy.pi_features_extractor
+    for _ in range(15):
+        assert ppo.iterate()
+        rollout = ppo._flat_rollout()
+        with torch.no_grad():
+            losses.append(float(readout.loss(rollout["obs"], rollout["unit"])))
+    assert losses[-1] < 0.5 * losses[0]
+    rows = torch.arange(32)
+    seen = {key: value[rows] for key, value in rollout["obs"].items()}
+    ppo.policy.zero_grad()
+    values, log_prob, _ = ppo.policy.evaluate_actions(seen, rollout["actions"][rows])
+    (values.sum() + log_prob.sum()).backward()
+    assert all(p.grad is None for p in readout.parameters())
+
+    spec = replace(pixel_spec(FakeBackbone()), ppo=ppo.config)
+    save_policy(tmp_path, ppo.policy, spec)
+    policy = load_policy(tmp_path, FakeBackbone())
+    obs = FakeTask(3, "pixels").reset()  # without the oracle vector
+    assert policy.act(obs).shape == (3, 9)
+
+
+@pytest.mark.parametrize("wrong", [{"asymmetric": False}, {"asymmetric": True, "history": 2}])
+def test_an_estimate_needs_the_state_and_one_frame(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected asymmetric=true, history=1"):
+        PPOConfig(estimate_state=True, **wrong)
