@@ -195,8 +195,10 @@ class PPO(stable_baselines3.PPO):
         value_loss = mse_loss(rollout["returns"][rows], values.flatten())
         entropy_loss = -entropy.mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        state_loss = torch.zeros_like(loss)
         if "unit" in rollout:
-            loss = loss + self._readout.loss(seen, rollout["unit"])
+            state_loss = self._readout.loss(seen, rollout["unit"])
+        loss = loss + state_loss
         self.policy.optimizer.zero_grad()
         loss.backward()
         for parameters in self._clipped_together():
@@ -207,7 +209,7 @@ class PPO(stable_baselines3.PPO):
             kl = (ratio - 1 - log_ratio).mean()
             clipped_fraction = ((ratio - 1).abs() > clip).float().mean()
             return torch.stack(
-                [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss]
+                [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss, state_loss]
             ).detach()
 
     @property
@@ -249,7 +251,7 @@ class PPO(stable_baselines3.PPO):
         self._set_learning_rate(adapted_learning_rate(rate, kl, self.config.desired_kl))
 
     def _log(self, logs: Tensor, clip: float) -> None:
-        names = "entropy_loss policy_gradient_loss value_loss approx_kl clip_fraction loss".split()
+        names = "entropy_loss policy_gradient_loss value_loss approx_kl clip_fraction loss state_loss".split()
         for name, value in zip(names, logs.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         buffer = self.rollout_buffer

@@ -27,6 +27,11 @@ class Teacher:
     def __init__(self, policy: Policy):
         if policy.spec.obs != "state":
             raise ValueError(f"an expert reads the state, this policy reads {policy.spec.obs}")
+        if policy.spec.ppo.action_repeat > 1:
+            raise ValueError(
+                f"an expert decides at every step, this policy holds its actions for "
+                f"{policy.spec.ppo.action_repeat}: expected one of ppo.action_repeat=1"
+            )
         self.policy = policy
 
     def act(self, obs: TaskObs) -> Tensor:

@@ -195,6 +195,7 @@ def test_a_read_out_that_estimates_the_state_learns_it_and_nothing_else(tmp_path
         with torch.no_grad():
             losses.append(float(readout.loss(rollout["obs"], rollout["unit"])))
     assert losses[-1] < 0.5 * losses[0]
+    assert ppo.summary().numbers["train/state_loss"] == pytest.approx(losses[-1], rel=1)
     rows = torch.arange(32)
     seen = {key: value[rows] for key, value in rollout["obs"].items()}
     ppo.policy.zero_grad()

@@ -146,5 +146,9 @@ def test_a_teacher_reads_the_oracle(tmp_path: Path) -> None:
         teacher.act({"obs": oracle})
     with pytest.raises(FileNotFoundError, match="packaged teachers"):
         load_teacher(tmp_path / "nothing")
+    held = replace(state, ppo=replace(state.ppo, action_repeat=4))
+    save_policy(tmp_path / "held", build_net(held), held)
+    with pytest.raises(ValueError, match="holds its actions for 4"):
+        load_teacher(tmp_path / "held")
     with pytest.raises(ValueError, match="reads pixels"):
         Teacher(Policy(build_net(state), spec_of(FakeBackbone()), None))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_task import FakeBackbone, FakeTask
 
 import envs
 from policies.feature_vec_env import feature_vec_env
@@ -12,7 +13,6 @@ from policies.held_actions import OF_EACH_WORLD, HeldActions, hold_actions
 from policies.ppo import make_ppo
 from policies.ppo_config import PPOConfig
 from policies.vec_env import StateObserver, TaskVecEnv
-from tests.policies.fake_task import FakeBackbone, FakeTask
 
 LIMIT = 7  # control steps of an episode: the third action of three steps ends on the way
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from fake_task import FakeBackbone, FakeTask
 
 from policies.evaluation import evaluate
 from policies.feature_vec_env import observer_of
 from policies.plans import Plans
 from policies.policy import Policy, PolicySpec, build_net
 from policies.ppo_config import PPOConfig
-from tests.policies.fake_task import FakeBackbone, FakeTask
 
 ASKED: list[list[float]] = []
 
