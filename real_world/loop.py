@@ -27,7 +27,7 @@ from real_world.contracts import (
 from real_world.guard import Guard
 from real_world.pacing import Clock, Deadlines, Pacer, Stages, Tick
 from real_world.sight import Sight
-from real_world.thinking import Fault, Plans, PolicyLike, Thinker
+from real_world.thinking import BlendedPlans, Fault, PolicyLike, Thinker
 
 HISTORY = 128  # newest robot states, to match with frames
 
@@ -129,7 +129,7 @@ class EpisodeLoop:
     def run(self) -> Outcome:
         """One episode; never raises for what can go wrong on the way: the arm holds then."""
         self.robot.hold_here()
-        self._plans, self._states = Plans(self.options.blend), deque(maxlen=HISTORY)
+        self._plans, self._states = BlendedPlans(self.options.blend), deque(maxlen=HISTORY)
         self._asked, self._asked_from = -self.options.replan_every, np.zeros(FRANKA.num_actions)
         for sight in self._sights:
             sight.begin()

@@ -30,7 +30,7 @@ class PolicyLike(Protocol):
         ...
 
 
-class Plans:
+class BlendedPlans:
     """Plays plans back: the action of a tick is the newest plan's, blended with the one before."""
 
     def __init__(self, blend: float):

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from toto_robot.conf import INCIDENTAL, flatten
+from toto_robot.conf import INCIDENTAL
+from toto_robot.overrides import flatten
 from toto_robot.runs import read_metrics
 
 

@@ -44,15 +44,9 @@ from toto_robot.build import (  # noqa: E402
     make_learner,
     make_task,
 )
-from toto_robot.conf import (  # noqa: E402
-    RLConfig,
-    as_plain,
-    complete_overrides,
-    fail,
-    register,
-    to_config,
-)
+from toto_robot.conf import RLConfig, as_plain, fail, register  # noqa: E402
 from toto_robot.evaluate import evaluate_best  # noqa: E402
+from toto_robot.overrides import complete_overrides, to_config  # noqa: E402
 from toto_robot.runs import (  # noqa: E402
     Metrics,
     StopSignal,

@@ -12,8 +12,8 @@ from envs.options import TaskOptions
 from envs.physics import check_device
 from policies.policy import Policy, load_policy, read_spec, weights_file
 from toto_robot.build import load_frozen, pick_device
-from toto_robot.conf import check_config, saved_overrides
 from toto_robot.episodes import Suite
+from toto_robot.overrides import check_config, saved_overrides
 
 NONE = "none"  # no shift: the looks that the policy was trained under
 UNTRAINED = "untrained backbone"

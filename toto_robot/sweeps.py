@@ -20,15 +20,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from policies.checkpoint import load_progress
-from toto_robot.conf import (
-    INCIDENTAL,
-    RLConfig,
-    as_plain,
-    check_config,
-    check_overrides,
-    presumed_preset,
-    quote,
-)
+from toto_robot.conf import INCIDENTAL, RLConfig, as_plain
+from toto_robot.overrides import check_config, check_overrides, presumed_preset, quote
 from toto_robot.runs import StopSignal, read_metrics, write_text
 from toto_robot.subject import last_part
 

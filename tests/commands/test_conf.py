@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from toto_robot.conf import (
-    GROUPS,
-    RLConfig,
-    check_config,
-    complete_overrides,
-    config_keys,
-    register,
-)
+from toto_robot.conf import GROUPS, RLConfig, register
+from toto_robot.overrides import check_config, complete_overrides, config_keys
 from toto_robot.rl import as_plain
 from toto_robot.sweeps import complete_sweep
 

@@ -15,7 +15,7 @@ import envs
 from policies.evaluation import Episode
 from toto_robot import evaluate as command
 from toto_robot import rl
-from toto_robot.conf import check_config, register
+from toto_robot.conf import register
 from toto_robot.episodes import (
     EVAL_SEED_OFFSET,
     EpisodeLog,
@@ -24,6 +24,7 @@ from toto_robot.episodes import (
     episode_names,
     summarise,
 )
+from toto_robot.overrides import check_config
 
 register()
 

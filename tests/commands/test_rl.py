@@ -18,8 +18,9 @@ from policies.teacher import PRETRAINED, teacher_folder
 from toto_robot import backbone as backbones
 from toto_robot import rl
 from toto_robot.build import check_learner, describe_policy, make_dagger
-from toto_robot.conf import check_config, register
+from toto_robot.conf import register
 from toto_robot.experts import check_expert
+from toto_robot.overrides import check_config
 from toto_robot.runs import read_metrics
 from toto_robot.subject import last_part
 

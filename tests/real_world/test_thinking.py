@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from real_world.thinking import Plans
+from real_world.thinking import BlendedPlans
 
 HUNG = """
 import threading
@@ -20,7 +20,7 @@ print("the arm was held")
 
 
 def test_plans_are_played_in_time_and_blended():
-    plans = Plans(blend=0.25)
+    plans = BlendedPlans(blend=0.25)
 
     def action(k: int) -> float:
         played = plans.action(k)
@@ -32,7 +32,7 @@ def test_plans_are_played_in_time_and_blended():
     plans.add(10 + np.arange(4.0)[:, None], seen_at=1, now=2)  # its first action is over
     assert action(2) == 0.25 * 2 + 0.75 * 11
     assert action(4) == 13 and plans.action(5) is None
-    plans = Plans(0.0)
+    plans = BlendedPlans(0.0)
     plans.add(np.ones((1, 1)), seen_at=0, now=3)
     assert action(3) == 1, "the last action of a late plan is played"
 
