@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 import envs
 from policies.feature_vec_env import feature_space, feature_vec_env
-from policies.networks import FeatureReadout, policy_kwargs
+from policies.networks import policy_kwargs
 from policies.ppo import PPOConfig, cosine_schedule, make_ppo
+from policies.readouts import FeatureReadout
 from policies.vec_env import PixelObserver, TaskVecEnv
 from toto_robot.backbone import load_backbone
 from toto_robot.runs import describe_machine

@@ -28,9 +28,8 @@ from envs.spec import ORACLE
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.networks import ActorCritic, policy_kwargs, split_optimizer, train_critic_only
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
+from policies.replay import Replay
 from policies.vec_env import TaskVecEnv
-
-SMALLEST_UNIT = 0.05  # m, rad, m/s, …: what moves less counts little in the loss of an estimate
 
 
 def cosine_schedule(learning_rate: float) -> Callable[[float], float]:
@@ -62,7 +61,8 @@ def matmul_precision(precision: str) -> Iterator[None]:
 class PPO(stable_baselines3.PPO):
     """stable-baselines3's PPO, driven one iteration at a time (`start`, then `iterate`)."""
 
-    config = PPOConfig()  # set by `make_ppo`
+    config = PPOConfig()  # these two are set by `make_ppo`
+    replay: Replay | None = None  # what an estimate of the state is learned from
 
     def start(self, total_steps: int, on_step: Callable[[], bool]) -> None:
         """Reset the worlds (not the counters). `on_step()` runs after every step of all worlds;
@@ -148,6 +148,8 @@ class PPO(stable_baselines3.PPO):
             self._set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
+        if self.config.estimate_state:
+            rollout["read"] = self._read(rollout["obs"])
         warm_up = (self.config.critic_warmup or 0) * self._rollout
         warming = self.num_timesteps <= warm_up
         train_critic_only(self.policy, warming)
@@ -162,6 +164,8 @@ class PPO(stable_baselines3.PPO):
                 if adaptive:
                     self._follow_kl(float(logs[-1][3]))
             self._n_updates += 1
+        if self.config.estimate_state:
+            self._learn_to_estimate(rollout)
         self._log(torch.stack(logs), clip)
 
     def _flat_rollout(self) -> dict[str, Any]:
@@ -172,21 +176,36 @@ class PPO(stable_baselines3.PPO):
             return torch.from_numpy(array).flatten(0, 1).to(self.device)
 
         obs = buffer.observations
-        rollout = {}
-        if self.config.estimate_state:
-            rollout["unit"] = flat(obs[ORACLE]).std(0).clamp(min=SMALLEST_UNIT)
         names = ("actions", "log_probs", "advantages", "returns")
-        rollout["obs"] = (
-            {k: flat(v) for k, v in obs.items()} if isinstance(obs, dict) else flat(obs)
-        )
-        return rollout | {name: flat(getattr(buffer, name)) for name in names}
+        flat_obs = {k: flat(v) for k, v in obs.items()} if isinstance(obs, dict) else flat(obs)
+        return {"obs": flat_obs} | {name: flat(getattr(buffer, name)) for name in names}
+
+    def _read(self, obs: dict[str, Tensor]) -> Tensor:
+        """What the actor acted on: the estimate stands still while actor and critic learn."""
+        parts = torch.arange(len(obs[ORACLE]), device=self.device).split(self.batch_size)
+        return torch.cat([self._readout({k: v[rows] for k, v in obs.items()}) for rows in parts])
+
+    def _learn_to_estimate(self, rollout: dict[str, Any]) -> None:
+        """As many minibatches as actor and critic had, drawn from all frames that are remembered."""
+        assert self.replay is not None
+        train_critic_only(self.policy, False)
+        estimate = rollout["read"][:, self._readout.num_sensed :]
+        error = self._readout.error(estimate, rollout["obs"][ORACLE])
+        self.logger.record("train/state_loss", error.item())  # of frames not yet learned from
+        self.replay.add(rollout["obs"])
+        for _ in range(self.n_epochs * self.config.minibatches):
+            seen = self.replay.sample(self.batch_size)
+            self._descend(self._readout.error(self._readout.estimate(seen), seen[ORACLE]))
+
+    def _descend(self, loss: Tensor) -> None:
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
 
     def _update(self, rollout: dict[str, Any], rows: Tensor, clip: float) -> Tensor:
         """One gradient step on one minibatch. Returns what is logged, see `_log`."""
-        obs = rollout["obs"]
-        seen = {k: v[rows] for k, v in obs.items()} if isinstance(obs, dict) else obs[rows]
-        values, log_prob, entropy = self.policy.evaluate_actions(seen, rollout["actions"][rows])
-        assert entropy is not None  # of a Gaussian it is known
+        values, log_prob, entropy = self._judge(rollout, rows)
         advantages = rollout["advantages"][rows]
         log_ratio = log_prob - rollout["log_probs"][rows]
         ratio = log_ratio.exp()
@@ -195,34 +214,29 @@ class PPO(stable_baselines3.PPO):
         value_loss = mse_loss(rollout["returns"][rows], values.flatten())
         entropy_loss = -entropy.mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        state_loss = torch.zeros_like(loss)
-        if "unit" in rollout:
-            state_loss = self._readout.loss(seen, rollout["unit"])
-        loss = loss + state_loss
-        self.policy.optimizer.zero_grad()
-        loss.backward()
-        for parameters in self._clipped_together():
-            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.policy.optimizer.step()
+        self._descend(loss)
         with torch.no_grad():
             # An estimate of KL(old, new) that is never negative: joschu.net/blog/kl-approx.html
             kl = (ratio - 1 - log_ratio).mean()
             clipped_fraction = ((ratio - 1).abs() > clip).float().mean()
             return torch.stack(
-                [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss, state_loss]
+                [entropy_loss, policy_loss, value_loss, kl, clipped_fraction, loss]
             ).detach()
+
+    def _judge(self, rollout: dict[str, Any], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, log-probabilities of the actions taken, entropies."""
+        assert isinstance(self.policy, ActorCritic)
+        obs, actions = rollout["obs"], rollout["actions"][rows]
+        if "read" in rollout:
+            return self.policy.evaluate_read(rollout["read"][rows], obs[ORACLE][rows], actions)
+        seen = {k: v[rows] for k, v in obs.items()} if isinstance(obs, dict) else obs[rows]
+        values, log_prob, entropy = self.policy.evaluate_actions(seen, actions)
+        assert entropy is not None  # of a Gaussian it is known
+        return values, log_prob, entropy
 
     @property
     def _readout(self) -> Any:
         return self.policy.pi_features_extractor
-
-    def _clipped_together(self) -> list[list[nn.Parameter]]:
-        """A read-out with a loss of its own must not shrink the others' gradients."""
-        if not self.config.estimate_state:
-            return [list(self.policy.parameters())]
-        own = list(self._readout.parameters())
-        ids = {id(parameter) for parameter in own}
-        return [own, [p for p in self.policy.parameters() if id(p) not in ids]]
 
     def _order(self, samples: int) -> Tensor:
         """In which the samples of a rollout are used; as they come, 4 minibatches of 32 steps are
@@ -251,7 +265,7 @@ class PPO(stable_baselines3.PPO):
         self._set_learning_rate(adapted_learning_rate(rate, kl, self.config.desired_kl))
 
     def _log(self, logs: Tensor, clip: float) -> None:
-        names = "entropy_loss policy_gradient_loss value_loss approx_kl clip_fraction loss state_loss".split()
+        names = "entropy_loss policy_gradient_loss value_loss approx_kl clip_fraction loss".split()
         for name, value in zip(names, logs.mean(0).tolist(), strict=True):
             self.logger.record(f"train/{name}", value)
         buffer = self.rollout_buffer
@@ -355,6 +369,8 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
         device=device,
     )
     ppo.config = config
+    if config.estimate_state:
+        ppo.replay = Replay(config.estimate_replay)
     if config.critic_learning_rate:
         split_optimizer(ppo.policy, config.critic_learning_rate)
     ppo.set_logger(Logger(None, []))

@@ -41,8 +41,10 @@ class PPOConfig:
     history: int = 1  # frames whose features the policy sees (from state: the state alone)
     asymmetric: bool = False  # the critic reads the state, the actor camera and joints
     # The read-out learns to tell the state (the oracle vector) and nothing else; the actor reads what
-    # it tells. Needs asymmetric=true.
+    # it tells. Needs asymmetric=true. It learns from frames of the whole run: as many as these are
+    # remembered (16 kB each with toto-tiny's 8 x 8 tokens; forgotten when a run is resumed).
     estimate_state: bool = False
+    estimate_replay: int = 65_536
     shuffle: bool = True  # false, as MVP: each minibatch is a run of consecutive time steps
     std_power: int = 1  # standard deviation exp(std_power * log_std); MVP's code has 2
     time_limit_bootstrap: bool = True

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policies.networks import READOUT, make_pool
+from policies.readouts import READOUT, make_pool
 from policies.torchvision_stub import ensure_torchvision
 
 INSTALL = (

@@ -13,9 +13,9 @@ from policies.dagger import DAgger
 from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
 from policies.learner import Learner
-from policies.networks import make_pool
 from policies.policy import BackboneRecord, PolicySpec, build_net, read_spec, start_from
 from policies.ppo import make_ppo
+from policies.readouts import make_pool
 from policies.vec_env import StateObserver, TaskVecEnv
 from toto_robot import backbone as backbones
 from toto_robot.conf import RLConfig

@@ -10,9 +10,9 @@ import torch
 from fake_task import FakeBackbone, FakeTask
 
 from policies.feature_vec_env import feature_vec_env
-from policies.networks import FeatureReadout
 from policies.policy import BackboneRecord, PolicySpec, load_policy, load_weights, save_policy
 from policies.ppo import PPO, PPOConfig, make_ppo
+from policies.readouts import FeatureReadout
 from policies.vec_env import StateObserver, TaskVecEnv
 
 SMALL = PPOConfig(num_steps=8, epochs=2, minibatches=2, hidden=[16], num_queries=2)
