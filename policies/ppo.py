@@ -340,12 +340,18 @@ class _OnStep(BaseCallback):
 
 
 def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu") -> PPO:
-    """PPO over `env`. Raises ValueError if the rollout does not divide into the minibatches."""
+    """PPO over `env`. Raises ValueError if the rollout does not divide into the minibatches or
+    does not fit into the replay."""
     rollout = env.num_envs * config.num_steps
     if rollout % config.minibatches or rollout // config.minibatches < 2:
         raise ValueError(
             f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} steps do not "
             f"divide into ppo.minibatches={config.minibatches} equal parts of at least 2"
+        )
+    if config.estimate_state and rollout > config.estimate_replay:
+        raise ValueError(
+            f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} frames do not "
+            f"fit into ppo.estimate_replay={config.estimate_replay}"
         )
     learning_rate = config.learning_rate
     cosine = config.lr_schedule == "cosine"

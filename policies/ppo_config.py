@@ -67,6 +67,7 @@ class PPOConfig:
             "std_power",
             "reward_scale",
             "history",
+            "estimate_replay",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected more than 0")

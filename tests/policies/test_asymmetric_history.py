@@ -250,3 +250,8 @@ def test_a_replay_keeps_some_frames_of_all_ages() -> None:
     assert counts[4] == counts.max() and (counts > 0).sum() >= 4
     with pytest.raises(ValueError, match="101 frames do not fit"):
         replay.add({"a": torch.zeros(101, 2), "b": torch.zeros(101)})
+
+
+def test_a_rollout_must_fit_into_the_replay() -> None:
+    with pytest.raises(ValueError, match="64 frames do not fit into ppo.estimate_replay=63"):
+        estimating(estimate_replay=63)
