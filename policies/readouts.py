@@ -98,10 +98,10 @@ class FeatureReadout(BaseFeaturesExtractor):
 class StateEstimate(BaseFeaturesExtractor):
     """The oracle vector as far as a frame and the joints tell it: [B, O].
 
-    Its first P numbers are `proprio`, as sensed; the others are estimated, by the read-out of
-    `make_pool` beside `proprio` and two hidden layers. The estimate learns by `loss` alone: advantages
-    are too noisy a teacher for a read-out of thousands of numbers per frame, which learns the samples
-    of a rollout by heart (`LOG.md`, 2026-11-28).
+    Its first P numbers are `proprio`, as sensed. The others are guessed from the joints alone (where
+    the fingers are, and what is usual), then corrected by the read-out of `make_pool`. Both learn by
+    `error` alone: advantages are too noisy a teacher for a read-out of thousands of numbers per
+    frame, which learns the samples of a rollout by heart (`LOG.md`, 2026-11-28).
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class StateEstimate(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=num_oracle)
         self.num_sensed = spaces.flatdim(observation_space["proprio"])
         self.pool = make_pool(observation_space["features"].shape or (), pool, num_queries)
-        self.head = nn.Sequential(
-            nn.Linear(READOUT + self.num_sensed, ESTIMATE_HIDDEN),
-            nn.SELU(),
-            nn.Linear(ESTIMATE_HIDDEN, ESTIMATE_HIDDEN),
-            nn.SELU(),
-            nn.Linear(ESTIMATE_HIDDEN, num_oracle - self.num_sensed),
-        )
+        self.by_joints = two_hidden_layers(self.num_sensed, num_oracle - self.num_sensed)
+        self.correction = two_hidden_layers(READOUT + num_oracle, num_oracle - self.num_sensed)
+
+    def guess(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
+        """From `proprio` [B, P] alone, what is not sensed of the oracle vector: E = O - P. Cheap."""
+        return self.by_joints(observations["proprio"])
 
     def estimate(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
-        """What is not sensed of the oracle vector, E = O - P."""
-        seen = [self.pool(observations["features"]), observations["proprio"]]
-        return self.head(torch.cat(seen, dim=1))
+        """The guess, which stands still here, corrected by the frame."""
+        guess = self.guess(observations).detach()
+        read = self.pool(observations["features"].float())
+        return guess + self.correction(torch.cat([read, observations["proprio"], guess], dim=1))
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -136,3 +136,13 @@ class StateEstimate(BaseFeaturesExtractor):
         truth = oracle[:, self.num_sensed :]
         unit = truth.std(0).clamp(min=SMALLEST_UNIT)
         return ((estimate - truth) / unit).square().mean()
+
+
+def two_hidden_layers(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, ESTIMATE_HIDDEN),
+        nn.SELU(),
+        nn.Linear(ESTIMATE_HIDDEN, ESTIMATE_HIDDEN),
+        nn.SELU(),
+        nn.Linear(ESTIMATE_HIDDEN, outputs),
+    )

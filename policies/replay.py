@@ -1,5 +1,7 @@
 """Frames of a run, kept in memory for what learns from more than the newest rollout."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,8 @@ class Replay:
             column[rows.to(column.device)] = frames[key]
         self._length += new
 
-    def sample(self, count: int) -> dict[str, Tensor]:
-        """`count` frames, drawn with replacement."""
+    def sample(self, count: int, keys: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """`count` frames, drawn with replacement; of `keys` alone if given."""
         rows = torch.randint(self._length, (count,))
-        return {key: column[rows.to(column.device)] for key, column in self._columns.items()}
+        columns = {key: self._columns[key] for key in keys or self._columns}
+        return {key: column[rows.to(column.device)] for key, column in columns.items()}
