@@ -10,9 +10,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from torch import Tensor, nn
 
 from envs.spec import ORACLE
+from policies.estimator import StateEstimate
 from policies.image_readout import ImageReadout
 from policies.ppo_config import PPOConfig
-from policies.readouts import FeatureReadout, StateEstimate
+from policies.readouts import FeatureReadout
 
 
 def of_critic(name: str) -> bool:

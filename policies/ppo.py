@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from envs.spec import ORACLE
+from policies.estimator import Estimator
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.networks import ActorCritic, policy_kwargs, split_optimizer, train_critic_only
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
-from policies.replay import Replay
 from policies.vec_env import TaskVecEnv
-
-GUESSES = 5  # updates of the guess from the joints (1 ms) for one of the estimate (about 40 ms)
 
 
 def cosine_schedule(learning_rate: float) -> Callable[[float], float]:
@@ -64,7 +62,7 @@ class PPO(stable_baselines3.PPO):
     """stable-baselines3's PPO, driven one iteration at a time (`start`, then `iterate`)."""
 
     config = PPOConfig()  # these two are set by `make_ppo`
-    replay: Replay | None = None  # what an estimate of the state is learned from
+    estimator: Estimator | None = None
 
     def start(self, total_steps: int, on_step: Callable[[], bool]) -> None:
         """Reset the worlds (not the counters). `on_step()` runs after every step of all worlds;
@@ -150,8 +148,8 @@ class PPO(stable_baselines3.PPO):
             self._set_learning_rate(self.lr_schedule(self._current_progress_remaining))
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         rollout = self._flat_rollout()
-        if self.config.estimate_state:
-            rollout["read"] = self._read(rollout["obs"])
+        if self.estimator is not None:
+            rollout["read"] = self.estimator.read(rollout["obs"], self.batch_size)
         warm_up = (self.config.critic_warmup or 0) * self._rollout
         warming = self.num_timesteps <= warm_up
         train_critic_only(self.policy, warming)
@@ -166,8 +164,12 @@ class PPO(stable_baselines3.PPO):
                 if adaptive:
                     self._follow_kl(float(logs[-1][3]))
             self._n_updates += 1
-        if self.config.estimate_state:
-            self._learn_to_estimate(rollout)
+        if self.estimator is not None:
+            train_critic_only(self.policy, False)
+            error = self.estimator.learn(
+                rollout["obs"], rollout["read"], len(logs), self.batch_size
+            )
+            self.logger.record("train/state_loss", error)
         self._log(torch.stack(logs), clip)
 
     def _flat_rollout(self) -> dict[str, Any]:
@@ -182,27 +184,8 @@ class PPO(stable_baselines3.PPO):
         flat_obs = {k: flat(v) for k, v in obs.items()} if isinstance(obs, dict) else flat(obs)
         return {"obs": flat_obs} | {name: flat(getattr(buffer, name)) for name in names}
 
-    def _read(self, obs: dict[str, Tensor]) -> Tensor:
-        """What the actor acted on: the estimate stands still while actor and critic learn."""
-        parts = torch.arange(len(obs[ORACLE]), device=self.device).split(self.batch_size)
-        return torch.cat([self._readout({k: v[rows] for k, v in obs.items()}) for rows in parts])
-
-    def _learn_to_estimate(self, rollout: dict[str, Any]) -> None:
-        """As many minibatches as actor and critic had, drawn from all frames that are remembered."""
-        assert self.replay is not None
-        train_critic_only(self.policy, False)
-        estimate = rollout["read"][:, self._readout.num_sensed :]
-        error = self._readout.error(estimate, rollout["obs"][ORACLE])
-        self.logger.record("train/state_loss", error.item())  # of frames not yet learned from
-        self.replay.add(rollout["obs"])
-        for _ in range(self.n_epochs * self.config.minibatches):
-            for _ in range(GUESSES):
-                seen = self.replay.sample(self.batch_size, ("proprio", ORACLE))
-                self._descend(self._readout.error(self._readout.guess(seen), seen[ORACLE]))
-            seen = self.replay.sample(self.batch_size)
-            self._descend(self._readout.error(self._readout.estimate(seen), seen[ORACLE]))
-
-    def _descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser, on what `loss` depends on."""
         self.policy.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -219,7 +202,7 @@ class PPO(stable_baselines3.PPO):
         value_loss = mse_loss(rollout["returns"][rows], values.flatten())
         entropy_loss = -entropy.mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        self._descend(loss)
+        self.descend(loss)
         with torch.no_grad():
             # An estimate of KL(old, new) that is never negative: joschu.net/blog/kl-approx.html
             kl = (ratio - 1 - log_ratio).mean()
@@ -238,10 +221,6 @@ class PPO(stable_baselines3.PPO):
         values, log_prob, entropy = self.policy.evaluate_actions(seen, actions)
         assert entropy is not None  # of a Gaussian it is known
         return values, log_prob, entropy
-
-    @property
-    def _readout(self) -> Any:
-        return self.policy.pi_features_extractor
 
     def _order(self, samples: int) -> Tensor:
         """In which the samples of a rollout are used; as they come, 4 minibatches of 32 steps are
@@ -381,7 +360,8 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
     )
     ppo.config = config
     if config.estimate_state:
-        ppo.replay = Replay(config.estimate_replay)
+        readout: Any = ppo.policy.pi_features_extractor
+        ppo.estimator = Estimator(readout, ppo.descend, config.estimate_replay)
     if config.critic_learning_rate:
         split_optimizer(ppo.policy, config.critic_learning_rate)
     ppo.set_logger(Logger(None, []))

@@ -8,13 +8,10 @@ from jaxtyping import Float
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from envs.spec import ORACLE
 from toto_robot.backbone import AttentionPool
 
 READOUT = 128  # numbers that a read-out keeps of one frame; as many of proprioception
 CONV_VALUES = 2048  # about so many values stay of a token grid in the convolutional read-out
-ESTIMATE_HIDDEN = 256
-SMALLEST_UNIT = 0.02  # m, rad, …: what moves less counts little in the error of an estimate
 
 
 class MeanPool(nn.Sequential):
@@ -93,56 +90,3 @@ class FeatureReadout(BaseFeaturesExtractor):
         else:
             read = self.pool(features)
         return torch.cat([read, self.proprio(observations["proprio"])], dim=1)
-
-
-class StateEstimate(BaseFeaturesExtractor):
-    """The oracle vector as far as a frame and the joints tell it: [B, O].
-
-    Its first P numbers are `proprio`, as sensed. The others are guessed from the joints alone (where
-    the fingers are, and what is usual), then corrected by the read-out of `make_pool`. Both learn by
-    `error` alone: advantages are too noisy a teacher for a read-out of thousands of numbers per
-    frame, which learns the samples of a rollout by heart (`LOG.md`, 2026-11-28).
-    """
-
-    def __init__(
-        self, observation_space: spaces.Dict, pool: str = "attention", num_queries: int = 8
-    ):
-        num_oracle = spaces.flatdim(observation_space[ORACLE])
-        super().__init__(observation_space, features_dim=num_oracle)
-        self.num_sensed = spaces.flatdim(observation_space["proprio"])
-        self.pool = make_pool(observation_space["features"].shape or (), pool, num_queries)
-        self.by_joints = two_hidden_layers(self.num_sensed, num_oracle - self.num_sensed)
-        self.correction = two_hidden_layers(READOUT + num_oracle, num_oracle - self.num_sensed)
-
-    def guess(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
-        """From `proprio` [B, P] alone, what is not sensed of the oracle vector: E = O - P. Cheap."""
-        return self.by_joints(observations["proprio"])
-
-    def estimate(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
-        """The guess, which stands still here, corrected by the frame."""
-        guess = self.guess(observations).detach()
-        read = self.pool(observations["features"].float())
-        return guess + self.correction(torch.cat([read, observations["proprio"], guess], dim=1))
-
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            estimate = self.estimate(observations)
-        return torch.cat([observations["proprio"], estimate], dim=1)
-
-    def error(
-        self, estimate: Float[Tensor, "B E"], oracle: Float[Tensor, "B O"]
-    ) -> Float[Tensor, ""]:
-        """Mean square of what is wrong, each number in its standard deviation over the batch."""
-        truth = oracle[:, self.num_sensed :]
-        unit = truth.std(0).clamp(min=SMALLEST_UNIT)
-        return ((estimate - truth) / unit).square().mean()
-
-
-def two_hidden_layers(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, ESTIMATE_HIDDEN),
-        nn.SELU(),
-        nn.Linear(ESTIMATE_HIDDEN, ESTIMATE_HIDDEN),
-        nn.SELU(),
-        nn.Linear(ESTIMATE_HIDDEN, outputs),
-    )

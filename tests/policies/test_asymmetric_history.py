@@ -10,11 +10,11 @@ import torch
 from fake_task import FakeBackbone, FakeTask
 from test_ppo import SMALL, pixel_spec, run
 
+from policies.estimator import Replay
 from policies.evaluation import evaluate
 from policies.feature_vec_env import FeatureHistory, FeatureObserver, feature_vec_env
 from policies.policy import load_policy, save_policy
 from policies.ppo import PPO, PPOConfig, make_ppo
-from policies.replay import Replay
 
 
 def actions_of(step: int) -> np.ndarray:
@@ -222,7 +222,8 @@ def test_actor_and_critic_learn_from_what_was_read_when_acting() -> None:
     rollout = ppo._flat_rollout()
     net: Any = ppo.policy
     seen = net.evaluate_actions(rollout["obs"], rollout["actions"])
-    rollout["read"] = ppo._read(rollout["obs"])
+    assert ppo.estimator is not None
+    rollout["read"] = ppo.estimator.read(rollout["obs"], batch=8)
     read = net.evaluate_read(rollout["read"], rollout["obs"]["oracle"], rollout["actions"])
     for one, other in zip(seen, read, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
