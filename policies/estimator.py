@@ -13,7 +13,9 @@ from policies.readouts import READOUT, make_pool
 
 HIDDEN = 256
 SMALLEST_UNIT = 0.02  # m, rad, …: what moves less counts little in the error of an estimate
-GUESSES = 5  # updates of the guess from the joints (1 ms) for one of the estimate (about 40 ms)
+GUESSES = (
+    5  # updates of the guess, which needs no frame and a tenth of the time, for one of the estimate
+)
 
 
 class StateEstimate(BaseFeaturesExtractor):
