@@ -13,9 +13,7 @@ from policies.readouts import READOUT, make_pool
 
 HIDDEN = 256
 SMALLEST_UNIT = 0.02  # m, rad, …: what moves less counts little in the error of an estimate
-GUESSES = (
-    5  # updates of the guess for one of the estimate, which needs frames and ten times as long
-)
+GUESSES = 5  # updates of the guess for one of the estimate, which takes ten times as long
 
 
 class StateEstimate(BaseFeaturesExtractor):
