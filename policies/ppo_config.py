@@ -123,6 +123,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mvp-kuka": _MVP
     | {"learning_rate": 5e-4},  # both Kuka tasks from pixels, its cabinet from state
     "best": {"lr_schedule": "adaptive", "random_phase": True, "asymmetric": True},
+    # Few frames: an action lasts four control steps; measured with 64 worlds (`docs/policies.md`).
+    "held": {
+        "action_repeat": 4,
+        "num_steps": 16,
+        "gamma": 0.98,
+        "clip_range": 0.2,
+        "reward_scale": 0.01,
+        "lr_schedule": "constant",
+        "learning_rate": 5e-4,
+    },
     # From a policy that can do the task already: small steps, by a critic that is quick to learn.
     "finetune": {
         "learning_rate": 1e-5,
