@@ -268,10 +268,16 @@ def test_dagger_from_state_is_refused() -> None:
         small("algo=dagger", "obs=state")
 
 
-def test_the_best_preset_with_a_history_runs_and_resumes(
-    doubles: ModuleType, tmp_path: Path
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preset=best", "ppo.history=2", "ppo.pool=conv"],
+        ["preset=held", "ppo.asymmetric=true", "ppo.estimate_state=true", "ppo.pool=conv"],
+    ],
+)
+def test_presets_with_other_read_outs_run_and_resume(
+    words: list[str], doubles: ModuleType, tmp_path: Path
 ) -> None:
-    words = ["preset=best", "ppo.history=2", "ppo.pool=conv"]
     backbone = doubles.FakeBackbone()
     rl.train(small(*words, "total_steps=64"), tmp_path, backbone)
     rl.train(small(*words, "total_steps=128", f"resume={tmp_path}"), tmp_path, backbone)
