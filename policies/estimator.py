@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 
 from envs.spec import ORACLE
@@ -60,18 +60,13 @@ class StateEstimate(BaseFeaturesExtractor):
 
 
 def two_hidden_layers(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, HIDDEN),
-        nn.SELU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.SELU(),
-        nn.Linear(HIDDEN, outputs),
-    )
+    return nn.Sequential(*create_mlp(inputs, outputs, [HIDDEN, HIDDEN], nn.SELU))
 
 
 class Replay:
     """At most `capacity` frames (a dict of tensors each). When full, new frames take the places of
-    random ones, so that some of all ages stay."""
+    random ones, so that some of all ages stay. (stable-baselines3's `DictReplayBuffer` keeps each
+    frame twice, as observation and as the next one, and drops the oldest.)"""
 
     def __init__(self, capacity: int):
         self._capacity = capacity

@@ -118,10 +118,14 @@ def policy_kwargs(observation_space: spaces.Space, config: PPOConfig) -> dict[st
 
 
 def readout_of(observation_space: spaces.Dict, config: PPOConfig) -> dict[str, Any]:
-    """The module that reads frozen features, or frames: then a CNN trained end to end."""
+    """The module that reads frozen features, or frames: then a CNN trained end to end.
+
+    Raises ValueError for an estimate of the state from frames."""
     if "image" in observation_space.spaces:
         if config.estimate_state:
-            raise ValueError("ppo.estimate_state=true reads frozen features, not frames")
+            raise ValueError(
+                "ppo.estimate_state=true reads frozen features, this backbone hands out frames"
+            )
         return {"features_extractor_class": ImageReadout}
     if config.estimate_state:
         kwargs = {"pool": config.pool, "num_queries": config.num_queries}

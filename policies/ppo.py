@@ -332,11 +332,7 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
             f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} steps do not "
             f"divide into ppo.minibatches={config.minibatches} equal parts of at least 2"
         )
-    if config.estimate_state and rollout > config.estimate_replay:
-        raise ValueError(
-            f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} frames do not "
-            f"fit into ppo.estimate_replay={config.estimate_replay}"
-        )
+    config.check_replay(env.num_envs)
     learning_rate = config.learning_rate
     cosine = config.lr_schedule == "cosine"
     ppo = PPO(

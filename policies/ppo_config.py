@@ -91,6 +91,15 @@ class PPOConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo.{name}={getattr(self, name)}: expected 0 to 1")
 
+    def check_replay(self, num_envs: int) -> None:
+        """Raises ValueError if a rollout of so many worlds does not fit into the replay."""
+        rollout = num_envs * self.num_steps
+        if self.estimate_state and rollout > self.estimate_replay:
+            raise ValueError(
+                f"num_envs={num_envs} x ppo.num_steps={self.num_steps} = {rollout} frames do not "
+                f"fit into ppo.estimate_replay={self.estimate_replay}"
+            )
+
     def check_gpu(self) -> None:
         """Raises ValueError for what `algo=ppo-gpu` does not do."""
         if self.lr_schedule == "cosine_epoch":

@@ -13,6 +13,7 @@ from policies.dagger import DAgger
 from policies.feature_vec_env import feature_vec_env, observer_of
 from policies.labels import LabelledFrames
 from policies.learner import Learner
+from policies.networks import readout_of
 from policies.policy import BackboneRecord, PolicySpec, build_net, read_spec, start_from
 from policies.ppo import make_ppo
 from policies.readouts import make_pool
@@ -99,6 +100,7 @@ def check_learner(config: RLConfig, backbone: Any) -> None:
         check_expert(config.dagger.expert, config.env.name, config.env.control_rate_hz)
     if backbone is not None:
         observer = observer_of(backbone, num_states=1, history=config.ppo.history)
+        readout_of(observer.space, config.ppo)
         if "features" in observer.space.spaces:
             make_pool(backbone.feature_shape, config.ppo.pool, config.ppo.num_queries)
     if config.init and not config.resume:

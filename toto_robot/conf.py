@@ -132,6 +132,7 @@ class RLConfig:
                 f"num_envs={self.num_envs} x ppo.num_steps={self.ppo.num_steps} does not divide "
                 f"into ppo.minibatches={self.ppo.minibatches}"
             )
+        self.ppo.check_replay(self.num_envs)
 
     def _derive_start(self) -> None:
         """Noise and warm-up, by whether PPO starts from a trained policy."""

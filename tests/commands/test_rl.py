@@ -381,3 +381,11 @@ def test_what_cannot_go_on_is_said_before_any_work(tmp_path):
         check_learner(config, None)
     with pytest.raises(ValueError, match="expert=scripted acts at any rate"):
         check_expert("teacher", "franka_pick", 30)
+
+
+def test_an_estimate_that_cannot_be_is_refused_before_any_work() -> None:
+    words = ("ppo.asymmetric=true", "ppo.estimate_state=true")
+    with pytest.raises(ValueError, match="this backbone hands out frames"):
+        check_learner(small(*words), backbones.load_backbone("cnn"))
+    with pytest.raises(ValueError, match="do not fit into ppo.estimate_replay=2"):
+        small(*words, "ppo.estimate_replay=2")
