@@ -326,13 +326,7 @@ class _OnStep(BaseCallback):
 def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu") -> PPO:
     """PPO over `env`. Raises ValueError if the rollout does not divide into the minibatches or
     does not fit into the replay."""
-    rollout = env.num_envs * config.num_steps
-    if rollout % config.minibatches or rollout // config.minibatches < 2:
-        raise ValueError(
-            f"num_envs={env.num_envs} x ppo.num_steps={config.num_steps} = {rollout} steps do not "
-            f"divide into ppo.minibatches={config.minibatches} equal parts of at least 2"
-        )
-    config.check_replay(env.num_envs)
+    config.check_rollout(env.num_envs)
     learning_rate = config.learning_rate
     cosine = config.lr_schedule == "cosine"
     ppo = PPO(
@@ -340,7 +334,7 @@ def make_ppo(env: VecEnv, config: PPOConfig, seed: int = 0, device: str = "cpu")
         env,
         learning_rate=cosine_schedule(learning_rate) if cosine else learning_rate,
         n_steps=config.num_steps,
-        batch_size=rollout // config.minibatches,
+        batch_size=env.num_envs * config.num_steps // config.minibatches,
         n_epochs=config.epochs,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,

@@ -127,12 +127,7 @@ class RLConfig:
         _at_least("backbone.grid", self.backbone.grid, 1)
         if self.threads is not None:
             _at_least("threads", self.threads, 1)
-        if self.num_envs * self.ppo.num_steps % self.ppo.minibatches:
-            raise ValueError(
-                f"num_envs={self.num_envs} x ppo.num_steps={self.ppo.num_steps} does not divide "
-                f"into ppo.minibatches={self.ppo.minibatches}"
-            )
-        self.ppo.check_replay(self.num_envs)
+        self.ppo.check_rollout(self.num_envs)
 
     def _derive_start(self) -> None:
         """Noise and warm-up, by whether PPO starts from a trained policy."""
@@ -147,7 +142,7 @@ class RLConfig:
         if self.ppo.estimate_state and (self.obs != "pixels" or self.algo != "ppo"):
             raise ValueError(
                 f"ppo.estimate_state=true with obs={self.obs} algo={self.algo}: expected obs=pixels "
-                "algo=ppo"
+                "algo=ppo (preset=held is preset=best without it)"
             )
 
     def _check_history(self, part: str, action_repeat: int) -> None:
@@ -182,6 +177,8 @@ class RLConfig:
 INCIDENTAL = (
     "resume", "threads", "device", "eval_episodes", "eval_stop_at_success", "film_episodes",
 )  # fmt: skip
+# Episodes that were cut are part of these recipes.
+PRESET_ENVS = {name: {"steps_after_success": 30} for name in ("held", "best")}
 GROUPS = {"env": tuple(TASK_NAMES), "backbone": NAMES, "preset": tuple(PRESETS)}
 
 
@@ -194,7 +191,7 @@ def register() -> None:
     for name in GROUPS["backbone"]:
         store.store(group="backbone", name=name, node=BackboneConfig(name=name))
     for name, values in PRESETS.items():
-        node = {"preset": name, "ppo": values}
+        node = {"preset": name, "ppo": values, "env": PRESET_ENVS.get(name, {})}
         store.store(group="preset", name=name, node=node, package="_global_")
 
 

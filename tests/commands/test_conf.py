@@ -47,7 +47,7 @@ def test_options_reach_the_dataclasses() -> None:
         ("seed=abc", "seed: .*'abc'.*Integer"),
         ("ppo.gamma=2", "ppo.gamma=2.0: expected 0 to 1"),
         ("num_envs=0", "num_envs=0: expected at least 1"),
-        ("ppo.minibatches=5", "does not divide into ppo.minibatches=5"),
+        ("ppo.minibatches=5", "do not divide into ppo.minibatches=5"),
         ("franka_pick", "cannot read 'franka_pick': expected key=value"),
     ],
 )
@@ -98,6 +98,13 @@ def test_a_preset_stands_between_the_defaults_and_what_is_given() -> None:
         mvp.ppo.learning_rate == 1e-3
         and check_config(["preset=mvp-kuka"]).ppo.learning_rate == 5e-4
     )
+    best, held = check_config(["preset=best"]), check_config(["preset=held", "obs=state"])
+    assert best.ppo.estimate_state and best.ppo.action_repeat == held.ppo.action_repeat == 4
+    assert best.env.steps_after_success == held.env.steps_after_success == 30
+    assert check_config(["preset=best", "env.steps_after_success=8"]).env.steps_after_success == 8
+    assert check_config(["preset=best", "env=kuka_pick"]).env.name == "kuka_pick"
+    with pytest.raises(ValueError, match="obs=state algo=ppo.*preset=held is"):
+        check_config(["preset=best", "obs=state"])
     with pytest.raises(ValueError, match="preset=mpv does not exist; did you mean 'mvp'"):
         check_config(["preset=mpv"])
 

@@ -268,11 +268,14 @@ def test_dagger_from_state_is_refused() -> None:
         small("algo=dagger", "obs=state")
 
 
+SWITCHES = ["ppo.lr_schedule=adaptive", "ppo.random_phase=true", "ppo.asymmetric=true"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["preset=best", "ppo.history=2", "ppo.pool=conv"],
-        ["preset=held", "ppo.asymmetric=true", "ppo.estimate_state=true", "ppo.pool=conv"],
+        [*SWITCHES, "ppo.history=2", "ppo.pool=conv"],
+        ["preset=best", "ppo.pool=conv"],
     ],
 )
 def test_presets_with_other_read_outs_run_and_resume(
@@ -332,7 +335,7 @@ def test_ppo_on_the_device_leaves_the_same_run_folder_and_resumes(
 ) -> None:
     from policies.ppo_gpu import PPOGPU
 
-    words = ["algo=ppo-gpu", "preset=best", "ppo.history=2", "ppo.critic_warmup=1"]
+    words = ["algo=ppo-gpu", *SWITCHES, "ppo.history=2", "ppo.critic_warmup=1"]
     backbone = doubles.FakeBackbone()
     config = small(*words, "total_steps=128")
     check_learner(config, backbone)
