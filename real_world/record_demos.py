@@ -23,7 +23,8 @@ from tqdm import tqdm
 from envs.spec import TASK_NAMES
 from policies.demonstrations import DemonstrationFile
 from policies.recorded import DELAY, EPISODES, successes
-from real_world.cell import HOME_RAD, Cell, CellConfig, fit_picture, open_cell
+from real_world.cell import HOME_RAD, Cell, fit_picture, open_cell
+from real_world.cell_config import CellConfig
 from real_world.contracts import ARM_JOINTS, CameraError, RobotError
 from real_world.devices import Device, DeviceError, Keyboard, SpaceMouse
 from real_world.episode_file import RecorderError

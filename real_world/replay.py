@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from policies.demonstrations import DemonstrationFile
-from real_world.cell import Cell, CellConfig, open_cell
+from real_world.cell import Cell, open_cell
+from real_world.cell_config import CellConfig
 from real_world.contracts import ARM_JOINTS, CameraError, Command, RobotError
 from real_world.homing import go_to
 from real_world.keys import STOP_KEY, KeysError

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from envs.spec import FRANKA, TASK_NAMES
-from real_world.cell import CellConfig
+from real_world.cell_config import CellConfig
 from real_world.keys import STOP_KEY
 from real_world.loop import LoopOptions
 

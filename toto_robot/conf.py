@@ -195,17 +195,17 @@ def register() -> None:
         store.store(group="preset", name=name, node=node, package="_global_")
 
 
-def nearest(given: str, valid: tuple[str, ...] | list[str]) -> str:
-    """ ", did you mean 'x'? Valid: x, y, z" for error messages."""
+def hint(given: str, valid: tuple[str, ...] | list[str]) -> str:
+    """ "; did you mean 'x'? Valid: x, y, z" for error messages."""
     close = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Valid: {', '.join(valid)}"
+    guess = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{guess} Valid: {', '.join(valid)}"
 
 
 def check_choice(key: str, given: str, valid: tuple[str, ...]) -> None:
     """Raises ValueError with the nearest valid value unless `given` is in `valid`."""
     if given not in valid:
-        raise ValueError(f"{key}={given} does not exist{nearest(given, valid)}")
+        raise ValueError(f"{key}={given} does not exist{hint(given, valid)}")
 
 
 def _at_least(key: str, given: int, least: int) -> None:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from policies.ppo_config import FINETUNE
-from toto_robot.conf import GROUPS, RLConfig, check_choice, nearest
+from toto_robot.conf import GROUPS, RLConfig, check_choice, hint
 
 
 def config_keys(cls: type = RLConfig, prefix: str = "") -> list[str]:
@@ -52,11 +52,11 @@ def check_overrides(overrides: list[str]) -> list[Override]:
 
 
 def _nearest_key(key: str, keys: list[str]) -> str:
-    """As `nearest`, listing only the keys of the same level ("ppo.epoch" -> ppo.*)."""
+    """As `hint`, listing only the keys of the same level ("ppo.epoch" -> ppo.*)."""
     level = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == level]
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    listed = nearest(key, siblings or [k for k in keys if "." not in k])
+    listed = hint(key, siblings or [k for k in keys if "." not in k])
     return f"; did you mean {close[0]!r}?{listed[listed.index(' Valid') :]}" if close else listed
 
 

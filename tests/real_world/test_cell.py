@@ -13,12 +13,12 @@ from envs.spec import FRANKA
 from real_world.cell import (
     HOME_GRIPPER_M,
     HOME_RAD,
-    CellConfig,
     Shadowed,
     fit_picture,
     only_one,
     open_cell,
 )
+from real_world.cell_config import CellConfig
 from real_world.contracts import CameraError, Command, Frame, RobotError
 from real_world.homing import NEAR_RAD, go_to
 from real_world.pacing import WallClock
