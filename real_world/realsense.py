@@ -4,11 +4,8 @@ The SDK's low-level way (sensors into a syncer) and not its pipeline: a pipeline
 devices, and without a camera it blocks 15 s before it says so.
 """
 
-import ctypes
-import importlib.util
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from real_world.contracts import CameraError, Frame, Intrinsics
-
-INSTALL_HINT = (
-    "RealSense cameras need pyrealsense2, which could not be imported ({error}). "
-    'Type: pip install -e ".[real]"; where libusb-1.0.so.0 is missing also: '
-    "apt-get install libusb-1.0-0 (or, without root: pip install libusb-package importlib_resources)"
+from real_world.realsense_sdk import (
+    choose_device,
+    choose_profiles,
+    load_library,
+    load_recording,
+    warn_of_usb2,
 )
+
 POLL_S = 0.1  # how soon the thread notices `close` when no frames come
 STOP_S = 2.0  # the SDK can hang in stop() after a loss: never wait longer
 RESET_S = 10.0  # a camera is away for seconds after a hardware reset
@@ -41,21 +40,6 @@ class Counters:
     clock_jumps: int = 0  # the device's clock went back, or off the time of receipt by 0.5 s
     restarts: int = 0
     resets: int = 0
-
-
-def load_library() -> Any:
-    """pyrealsense2. Raises CameraError saying what to install."""
-    try:
-        spec = importlib.util.find_spec("libusb_package")
-        if spec and spec.origin:  # libusb from a wheel, for machines without root
-            library = Path(spec.origin).with_name("libusb-1.0.so")
-            if library.exists():
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        import pyrealsense2
-
-        return pyrealsense2
-    except (ImportError, OSError) as error:
-        raise CameraError(INSTALL_HINT.format(error=error)) from error
 
 
 class RealSense:
@@ -171,35 +155,14 @@ class RealSense:
     def _find(self) -> Any:
         if self._find_given:
             return self._find_given()
-        context = self._context = self._rs.context()
+        self._context = self._rs.context()
         if self._recording:
-            return self._load_recording(context)
-        devices = list(context.query_devices())
-        serials = [d.get_info(self._rs.camera_info.serial_number) for d in devices]
-        if not devices:
-            raise CameraError(
-                "no RealSense camera answers. Plug it into a USB 3 port; `rs-enumerate-devices -s` "
-                "or `lsusb -d 8086:` should list it; without udev rules only root may open it"
-            )
-        if self._serial and self._serial not in serials:
-            raise CameraError(f"no camera has serial={self._serial}; there are {serials}")
-        if not self._serial and len(devices) > 1:
-            raise CameraError(f"several cameras answer: pick one with serial=, of {serials}")
-        return devices[serials.index(self._serial) if self._serial else 0]
-
-    def _load_recording(self, context: Any) -> Any:
-        if not Path(self._recording).exists():
-            raise CameraError(f"recording={self._recording} does not exist")
-        try:
-            playback = context.load_device(self._recording).as_playback()
-        except RuntimeError as error:
-            raise CameraError(f"recording={self._recording} cannot be read: {error}") from error
-        playback.set_real_time(not self._every_frame)
-        return playback
+            return load_recording(self._context, self._recording, self._every_frame)
+        return choose_device(self._rs, self._context, self._serial)
 
     def _open(self, device: Any) -> None:
         """Start the streams of a device. Raises CameraError."""
-        self._warn_of_usb2(device)
+        warn_of_usb2(self._rs, device)
         wanted = [self._rs.stream.color] + [self._rs.stream.depth] * self._depth
         if self._record_to:
             if self._device is None or self.counters.resets:
@@ -241,17 +204,6 @@ class RealSense:
         for name, value in wanted:
             if sensor.supports(name) and not sensor.is_option_read_only(name):
                 sensor.set_option(name, value)
-
-    def _warn_of_usb2(self, device: Any) -> None:
-        kind = self._rs.camera_info.usb_type_descriptor
-        usb = device.get_info(kind) if device.supports(kind) else ""
-        if usb and not usb.startswith("3"):
-            warnings.warn(
-                f"the camera is on USB {usb}: frames will be few or lost. Use a USB 3 cable and "
-                "port, and plug it in quickly",
-                RuntimeWarning,
-                stacklevel=3,
-            )
 
     # The capture thread
 
@@ -397,36 +349,3 @@ class RealSense:
         while thread.is_alive() and time.monotonic() < deadline:
             # A recording that waits for its reader stops only while somebody reads.
             self._syncer.try_wait_for_frames(1)
-
-
-def choose_profiles(
-    rs: Any, device: Any, streams: list[Any], width: int, height: int, rate_hz: float
-) -> list[tuple[Any, list[Any]]]:
-    """(sensor, profiles to open) of RGB8 colour and Z16 depth, colour's sensor first.
-
-    Raises CameraError naming the profiles that exist if one does not.
-    """
-    formats = {rs.stream.color: rs.format.rgb8, rs.stream.depth: rs.format.z16}
-    sensors = list(device.query_sensors())
-    chosen: dict[int, list[Any]] = {}
-    for stream in streams:
-        there = [
-            (i, p.as_video_stream_profile())
-            for i, sensor in enumerate(sensors)
-            for p in sensor.get_stream_profiles()
-            if p.stream_type() == stream and p.format() == formats[stream]
-        ]
-        fits = [
-            (i, p)
-            for i, p in there
-            if (p.width(), p.height(), p.fps()) == (width, height, round(rate_hz))
-        ]
-        if not fits:
-            exist = sorted({(p.width(), p.height(), p.fps()) for _, p in there})
-            listed = ", ".join(f"{w}x{h} at {fps} Hz" for w, h, fps in exist) or "none"
-            raise CameraError(
-                f"no {formats[stream].name} {stream.name} stream of {width}x{height} at {rate_hz:g} Hz; "
-                f"the camera has: {listed}"
-            )
-        chosen.setdefault(fits[0][0], []).append(fits[0][1])
-    return [(sensors[i], profiles) for i, profiles in chosen.items()]

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from real_world.contracts import CameraError, Intrinsics
-from real_world.realsense import RealSense, load_library
+from real_world.realsense import RealSense
+from real_world.realsense_sdk import load_library
 
 Picture = Callable[[], UInt8[np.ndarray, "H W 3"]]
 DepthPicture = Callable[[], UInt16[np.ndarray, "H W"]]

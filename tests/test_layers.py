@@ -30,7 +30,7 @@ PINNED = {
     "stable_baselines3": ("policies/",),
     "hydra": ("toto_robot/",),
     "omegaconf": ("toto_robot/",),
-    "pyrealsense2": ("real_world/realsense.py", "real_world/realsense_twin.py", "tests/"),
+    "pyrealsense2": ("real_world/realsense_sdk.py", "tests/"),
     "rsl_rl": ("policies/ppo_gpu.py",),
     "tensordict": ("policies/ppo_gpu.py",),
     "robomimic": ("policies/robomimic_bc.py",),
