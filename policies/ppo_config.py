@@ -117,8 +117,6 @@ class PPOConfig:
             raise ValueError(
                 "algo=ppo-gpu with ppo.critic_learning_rate: rsl_rl has one rate for all"
             )
-        if self.estimate_state:
-            raise ValueError("algo=ppo-gpu with ppo.estimate_state=true: expected algo=ppo")
         if not self.shuffle:
             raise ValueError("algo=ppo-gpu with ppo.shuffle=false: rsl_rl always shuffles")
 

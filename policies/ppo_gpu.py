@@ -20,6 +20,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from policies.estimator import Estimator
 from policies.held_actions import hold_actions
 from policies.learner import SUCCESS_WINDOW, Summary
 from policies.networks import ActorCritic, train_critic_only
@@ -125,6 +126,10 @@ class PPOGPU:
         self._returns: deque[float] = deque(maxlen=SUCCESS_WINDOW)
         self._successes: deque[float] = deque(maxlen=SUCCESS_WINDOW)
         self._numbers: dict[str, float] = {}
+        self._estimator: Estimator | None = None
+        if config.estimate_state:
+            readout: Any = net.pi_features_extractor
+            self._estimator = Estimator(readout, self._descend, config.estimate_replay)
 
     def start(self, total_steps: int, on_step: Callable[[], bool]) -> None:
         self._total_steps, self._on_step = total_steps, on_step
@@ -239,6 +244,26 @@ class PPOGPU:
             "train/learning_rate": algorithm.learning_rate,
             "train/std": self.policy.std.mean().item(),
         }
+        if self._estimator is not None:
+            self._numbers["train/state_loss"] = self._learn_to_estimate(self._estimator)
+
+    def _learn_to_estimate(self, estimator: Estimator) -> float:
+        """As many updates of the read-out as of actor and critic, for which it stood still."""
+        train_critic_only(self.policy, False)
+        obs = dict(self._algorithm.storage.observations.flatten(0, 1).items())
+        config, frames = self.config, self.config.num_steps * self._task.num_envs
+        batch = frames // config.minibatches
+        return estimator.learn(
+            obs, estimator.read(obs, batch), config.epochs * config.minibatches, batch
+        )
+
+    def _descend(self, loss: Tensor) -> None:
+        """One step of the optimiser, on what `loss` depends on."""
+        optimizer = self._algorithm.optimizer
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        optimizer.step()
 
     def summary(self) -> Summary:
         encodes = getattr(self._observer, "encodes", 0)

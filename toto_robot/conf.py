@@ -139,10 +139,11 @@ class RLConfig:
 
     def _check_ppo(self) -> None:
         self._check_history("ppo", self.ppo.action_repeat)
-        if self.ppo.estimate_state and (self.obs != "pixels" or self.algo != "ppo"):
+        plain = self.algo in ("ppo", "ppo-gpu")
+        if self.ppo.estimate_state and (self.obs != "pixels" or not plain):
             raise ValueError(
                 f"ppo.estimate_state=true with obs={self.obs} algo={self.algo}: expected obs=pixels "
-                "algo=ppo (preset=held is preset=best without it)"
+                "algo=ppo or ppo-gpu (preset=held is preset=best without it)"
             )
 
     def _check_history(self, part: str, action_repeat: int) -> None:

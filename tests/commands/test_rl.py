@@ -330,12 +330,13 @@ def test_an_init_that_does_not_fit_stops_before_the_simulator(
         check_learner(small("obs=state", init, "ppo.hidden=[9]"), None)
 
 
+@pytest.mark.parametrize("switch", ["ppo.history=2", "ppo.estimate_state=true"])
 def test_ppo_on_the_device_leaves_the_same_run_folder_and_resumes(
-    doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    switch: str, doubles: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from policies.ppo_gpu import PPOGPU
 
-    words = ["algo=ppo-gpu", *SWITCHES, "ppo.history=2", "ppo.critic_warmup=1"]
+    words = ["algo=ppo-gpu", *SWITCHES, switch, "ppo.critic_warmup=1"]
     backbone = doubles.FakeBackbone()
     config = small(*words, "total_steps=128")
     check_learner(config, backbone)

@@ -79,6 +79,29 @@ def test_every_parameter_is_trained_by_one_model(asymmetric: bool) -> None:
     assert sorted(map(id, trained)) == sorted(map(id, ppo.policy.parameters()))
 
 
+def test_a_read_out_learns_to_tell_the_state() -> None:
+    config = replace(SMALL, asymmetric=True, estimate_state=True, learning_rate=3e-3, num_steps=16)
+    ppo = pixel_ppo(replace(config, lr_schedule="constant"))
+    before, losses = weights(ppo), []
+    ppo.start(10**6, lambda: True)
+    for _ in range(15):
+        assert ppo.iterate()
+        losses.append(ppo.summary().numbers["train/state_loss"])
+    assert losses[-1] < 0.5 * losses[0]
+    assert [n for n, p in weights(ppo).items() if torch.equal(before[n], p)] == []
+
+
+def test_the_read_out_stands_still_while_actor_and_critic_learn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ppo = pixel_ppo(replace(SMALL, asymmetric=True, estimate_state=True))
+    monkeypatch.setattr(ppo, "_learn_to_estimate", lambda _: 0.0)
+    before = weights(ppo)
+    after = weights(run(ppo, 96))
+    still = {n for n in before if torch.equal(before[n], after[n])}
+    assert still == {n for n in before if n.startswith("features_extractor")}
+
+
 def test_it_learns_to_stay_near_the_middle() -> None:
     config = replace(SMALL, epochs=4, hidden=[32], learning_rate=3e-3, lr_schedule="constant")
     ppo = state_ppo(config, worlds=64)
