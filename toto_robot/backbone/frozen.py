@@ -9,13 +9,13 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from toto_robot.backbone.causal import VIDEO_START, CausalModel
+from toto_robot.backbone.frames import Frames, check_frames, to_resolution
 from toto_robot.backbone.images import Frames as FrameEncoder
 from toto_robot.backbone.images import ImageEncoder
 from toto_robot.backbone.int8 import to_int8
@@ -30,42 +30,6 @@ Readout = Literal["grid", "mean", "last", "tokens", "cls"]
 # (16: an eighth longer), what 64 need is fetched from the system for every operation (a third longer).
 FRAMES_ON_CPU = 8
 FRAMES_ELSEWHERE = 64
-
-Frames = UInt8[Tensor, "B H W 3"] | UInt8[Tensor, "B T H W 3"] | UInt8[np.ndarray, "*shape"]
-
-
-def check_frames(frames: Tensor | np.ndarray) -> UInt8[Tensor, "B T H W 3"]:
-    """Frames as a tensor with a time axis; ValueError says what came and what was expected."""
-    expected = "expected uint8 of shape [B, H, W, 3] or [B, T, H, W, 3]"
-    if isinstance(frames, np.ndarray):
-        if frames.dtype != np.uint8:
-            raise ValueError(f"frames of type {frames.dtype}, {expected} with values 0 to 255")
-        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    if not isinstance(frames, Tensor):
-        raise ValueError(f"frames of type {type(frames).__name__}, {expected} (tensor or array)")
-    if frames.dtype != torch.uint8:
-        raise ValueError(f"frames of type {frames.dtype}, {expected} with values 0 to 255")
-    shape = tuple(frames.shape)
-    if frames.ndim not in (4, 5) or frames.shape[-1] != 3:
-        hint = " (channels go last)" if frames.ndim in (4, 5) and frames.shape[-3] == 3 else ""
-        raise ValueError(f"frames of shape {shape}, {expected}{hint}")
-    if 0 in shape:
-        raise ValueError(f"frames of shape {shape} are empty, {expected}")
-    return frames if frames.ndim == 5 else frames.unsqueeze(1)
-
-
-def to_resolution(frames: UInt8[Tensor, "B H W 3"], resolution: int) -> UInt8[Tensor, "B R R 3"]:
-    """Shortest side to `resolution` (antialiased), centre crop; nothing when the size is right."""
-    height, width = frames.shape[1:3]
-    if min(height, width) != resolution:
-        scale = resolution / min(height, width)
-        size = [round(height * scale), round(width * scale)]
-        pixels = frames.permute(0, 3, 1, 2).float()
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        frames = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        height, width = size
-    top, left = (height - resolution) // 2, (width - resolution) // 2
-    return frames[:, top : top + resolution, left : left + resolution]
 
 
 class FrozenBackbone(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from toto_robot.backbone.frozen import Frames, check_frames, to_resolution
+from toto_robot.backbone.frames import Frames, check_frames, to_resolution
 from toto_robot.backbone.images import ImageEncoder
 from toto_robot.backbone.patches import DEVIATION, MEAN, patch_width, to_patches
 from toto_robot.backbone.weights import tensors_sha256

@@ -27,8 +27,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from toto_robot.backbone.frames import Frames
+
 if TYPE_CHECKING:
-    from toto_robot.backbone.frozen import Frames, FrozenBackbone
+    from toto_robot.backbone.frozen import FrozenBackbone
 
 
 class FeatureStream:
