@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.distributions import Distribution
@@ -25,6 +26,16 @@ def train_critic_only(net: ActorCriticPolicy, only: bool) -> None:
     """Freeze (or thaw) all but the critic: its warm-up."""
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(of_critic(name) or not only)
+
+
+def descend(
+    net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float
+) -> None:
+    """One step of the optimiser, on what `loss` depends on; gradients clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
+    optimizer.step()
 
 
 def split_optimizer(net: ActorCriticPolicy, critic_learning_rate: float) -> None:

@@ -21,13 +21,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from envs.spec import ORACLE
 from policies.estimator import Estimator
 from policies.learner import SUCCESS_WINDOW, Summary
-from policies.networks import ActorCritic, policy_kwargs, split_optimizer, train_critic_only
+from policies.networks import (
+    ActorCritic,
+    descend,
+    policy_kwargs,
+    split_optimizer,
+    train_critic_only,
+)
 from policies.ppo_config import ADAPTIVE_LR, PPOConfig
 from policies.vec_env import TaskVecEnv
 
@@ -185,11 +191,7 @@ class PPO(stable_baselines3.PPO):
         return {"obs": flat_obs} | {name: flat(getattr(buffer, name)) for name in names}
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser, on what `loss` depends on."""
-        self.policy.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        descend(self.policy, self.policy.optimizer, loss, self.max_grad_norm)
 
     def _update(self, rollout: dict[str, Any], rows: Tensor, clip: float) -> Tensor:
         """One gradient step on one minibatch. Returns what is logged, see `_log`."""

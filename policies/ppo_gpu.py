@@ -23,7 +23,7 @@ from torch.distributions import Normal, kl_divergence
 from policies.estimator import Estimator
 from policies.held_actions import hold_actions
 from policies.learner import SUCCESS_WINDOW, Summary
-from policies.networks import ActorCritic, train_critic_only
+from policies.networks import ActorCritic, descend, train_critic_only
 from policies.ppo import cosine_schedule, matmul_precision
 from policies.ppo_config import PPOConfig
 from policies.vec_env import Observer, Task, TensorObs, scatter_phases
@@ -258,12 +258,7 @@ class PPOGPU:
         )
 
     def _descend(self, loss: Tensor) -> None:
-        """One step of the optimiser, on what `loss` depends on."""
-        optimizer = self._algorithm.optimizer
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        optimizer.step()
+        descend(self.policy, self._algorithm.optimizer, loss, self.config.max_grad_norm)
 
     def summary(self) -> Summary:
         encodes = getattr(self._observer, "encodes", 0)
