@@ -105,7 +105,7 @@ class BCPolicy:
         """The newest plan's action for this step, in [-1, 1], on the CPU."""
         return self._plans.act(obs, self.plan)
 
-    def plan(self, obs: TaskObs) -> Float[Tensor, "N K A"]:
+    def plan(self, obs: TaskObs, worlds: Tensor | None = None) -> Float[Tensor, "N K A"]:
         """The next K actions in [-1, 1] from `obs["obs"]` (uint8 [N, H, W, 3], with several cameras
         [N, C, H, W, 3]), `obs["states"]` and, where the policy predicts targets, `obs["targets"]`; call
         it at each step if the policy has a context."""

@@ -1,4 +1,4 @@
-"""A read-out that learns to tell the state from a frame and the joints, and what it learns from."""
+"""A read-out that learns to tell the state from frames and the joints, and what it learns from."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from torch import Tensor, nn
 
 from envs.spec import ORACLE
-from policies.readouts import READOUT, make_pool
+from policies.readouts import READOUT, make_pool, read_frames
 
 HIDDEN = 256
 SMALLEST_UNIT = 0.02  # m, rad, …: what moves less counts little in the error of an estimate
@@ -17,7 +17,7 @@ GUESSES = 5  # updates of the guess for one of the estimate, which takes ten tim
 
 
 class StateEstimate(BaseFeaturesExtractor):
-    """The oracle vector as far as a frame and the joints tell it: [B, O].
+    """The oracle vector as far as a frame (or the last few) and the joints tell it: [B, O].
 
     Its first P numbers are `proprio`, as sensed. The others are guessed from the joints alone (where
     the fingers are, and what is usual), then corrected by the read-out of `make_pool`. Both learn by
@@ -26,14 +26,22 @@ class StateEstimate(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, pool: str = "attention", num_queries: int = 8
+        self,
+        observation_space: spaces.Dict,
+        pool: str = "attention",
+        num_queries: int = 8,
+        history: int = 1,
     ):
         num_oracle = spaces.flatdim(observation_space[ORACLE])
         super().__init__(observation_space, features_dim=num_oracle)
         self.num_sensed = spaces.flatdim(observation_space["proprio"])
-        self.pool = make_pool(observation_space["features"].shape or (), pool, num_queries)
+        self.history = history
+        shape = observation_space["features"].shape or ()
+        self.pool = make_pool(shape, pool, num_queries, history)
         self.by_joints = two_hidden_layers(self.num_sensed, num_oracle - self.num_sensed)
-        self.correction = two_hidden_layers(READOUT + num_oracle, num_oracle - self.num_sensed)
+        self.correction = two_hidden_layers(
+            history * READOUT + num_oracle, num_oracle - self.num_sensed
+        )
 
     def guess(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
         """From `proprio` [B, P] alone, what is not sensed of the oracle vector: E = O - P. Cheap."""
@@ -42,7 +50,7 @@ class StateEstimate(BaseFeaturesExtractor):
     def estimate(self, observations: dict[str, Tensor]) -> Float[Tensor, "B E"]:
         """The guess, which stands still here, corrected by the frame."""
         guess = self.guess(observations).detach()
-        read = self.pool(observations["features"].float())
+        read = read_frames(self.pool, observations["features"].float(), self.history)
         return guess + self.correction(torch.cat([read, observations["proprio"], guess], dim=1))
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:

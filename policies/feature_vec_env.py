@@ -61,26 +61,30 @@ class FeatureHistory:
         elif self._past is not None:
             self._fresh[worlds.to(self._fresh.device)] = True
 
-    def push(self, features: Tensor, ended: Tensor | None = None) -> Tensor:
-        """New frames' features [N, …] -> [N, length, …]; with `ended` as in `Observer` there are
-        [N + K, …]. Raises ValueError if the number of worlds changes without a `reset`."""
+    def push(
+        self, features: Tensor, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> Tensor:
+        """New frames' features [N, …] -> [N, length, …]; with `ended`, as in `Observer`, [N + K, …].
+        Of `worlds` alone (ids [n], after a call for all): [n, …] -> [n, length, …]. Raises ValueError
+        if the number of worlds changes without a `reset`."""
         ids = torch.zeros(0, dtype=torch.long) if ended is None else ended
         ids = ids.to(features.device)
         new, last = features.split([len(features) - len(ids), len(ids)])
         if self._past is None:
             self._past = self._repeated(new)
             self._fresh = torch.zeros(len(new), dtype=torch.bool, device=new.device)
-        past, fresh = self._past, self._fresh
-        if len(past) != len(new):
+        rows = torch.arange(len(self._past)) if worlds is None else worlds
+        rows = rows.to(new.device)
+        if len(rows) != len(new):
             raise ValueError(
-                f"features of {len(new)} worlds after those of {len(past)}: call reset() between"
+                f"features of {len(new)} worlds after those of {len(rows)}: call reset() between"
             )
-        last_stacks = torch.cat([past[ids], last[:, None]], dim=1)
-        fresh[ids] = True
+        last_stacks = torch.cat([self._past[ids], last[:, None]], dim=1)
+        self._fresh[ids] = True
+        past, fresh = self._past[rows], self._fresh[rows]
         past[fresh] = self._repeated(new[fresh])
         stacks = torch.cat([past, new[:, None]], dim=1)
-        self._past = stacks[:, 1:].clone()  # is written into above: the stacks are handed out
-        fresh[:] = False
+        self._past[rows], self._fresh[rows] = stacks[:, 1:], False
         return torch.cat([stacks, last_stacks])
 
     def _repeated(self, features: Tensor) -> Tensor:
@@ -107,10 +111,14 @@ class FeatureObserver:
         if self._history is not None:
             self._history.reset(worlds)
 
-    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
-        return {key: to_numpy(value) for key, value in self.see(obs, ended).items()}
+    def __call__(
+        self, obs: TaskObs, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> dict[str, np.ndarray]:
+        return {key: to_numpy(value) for key, value in self.see(obs, ended, worlds).items()}
 
-    def see(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, Tensor]:
+    def see(
+        self, obs: TaskObs, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> dict[str, Tensor]:
         frames = obs["obs"]
         if frames.dtype != torch.uint8 or frames.ndim != 4:
             raise ValueError(
@@ -128,7 +136,7 @@ class FeatureObserver:
                 f"largest magnitude {features.abs().max().item():.3g}, the limit is 65504"
             )
         if self._history is not None:
-            half = self._history.push(half, ended)
+            half = self._history.push(half, ended, worlds)
         seen = {"features": half, "proprio": obs["states"].clone()}
         return seen | ({ORACLE: obs[ORACLE].clone()} if self._privileged else {})
 

@@ -138,11 +138,8 @@ def readout_of(observation_space: spaces.Dict, config: PPOConfig) -> dict[str, A
                 "ppo.estimate_state=true reads frozen features, this backbone hands out frames"
             )
         return {"features_extractor_class": ImageReadout}
-    if config.estimate_state:
-        kwargs = {"pool": config.pool, "num_queries": config.num_queries}
-        return {"features_extractor_class": StateEstimate, "features_extractor_kwargs": kwargs}
     return {
-        "features_extractor_class": FeatureReadout,
+        "features_extractor_class": StateEstimate if config.estimate_state else FeatureReadout,
         "features_extractor_kwargs": {
             "pool": config.pool,
             "num_queries": config.num_queries,

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from policies.vec_env import TaskObs
 
-Planner = Callable[[TaskObs], Tensor]
+Planner = Callable[[TaskObs, Tensor | None], Tensor]
 
 
 class Plans:
     """The newest plan of each world, made anew every `replan_every` steps.
 
-    With `every_frame` the planner, which remembers, sees each observation; else only those from
-    which a plan is made, so that frames between are never encoded.
+    With `every_frame` the planner sees each observation; else only those from which a plan is made, so
+    that frames between are never encoded.
     """
 
     def __init__(self, replan_every: int, every_frame: bool = False):
@@ -31,13 +31,13 @@ class Plans:
             self._age[worlds.cpu()] = self._replan_every
 
     def act(self, obs: TaskObs, planner: Planner) -> Float[Tensor, "N A"]:
-        """The action of this step. `planner`: observations of some worlds -> plans [n, K, A] on the
-        CPU, K at least `replan_every`. Raises ValueError for another number of worlds than before,
+        """The action of this step. `planner`: observations of some worlds, and their ids (None: of
+        all) -> plans [n, K, A] on the CPU, K at least `replan_every`. Raises ValueError for another number of worlds than before,
         without a `reset` between, unless each step has a plan of its own."""
         if self._replan_every == 1:
-            return planner(obs)[:, 0]
+            return planner(obs, None)[:, 0]
         if self._plans is None:
-            self._plans = planner(obs).clone()
+            self._plans = planner(obs, None).clone()
             self._age = torch.zeros(len(self._plans), dtype=torch.long)
         else:
             self._renew(self._plans, obs, planner)
@@ -53,8 +53,9 @@ class Plans:
             )
         due = self._age >= self._replan_every
         if self._every_frame or due.all():
-            plans[due] = planner(obs)[due]
+            plans[due] = planner(obs, None)[due]
         elif due.any():
             ids = due.nonzero().flatten()
-            plans[due] = planner({key: value[ids.to(value.device)] for key, value in obs.items()})
+            theirs = {key: value[ids.to(value.device)] for key, value in obs.items()}
+            plans[due] = planner(theirs, ids)
         self._age[due] = 0

@@ -99,7 +99,7 @@ class Policy:
         self.net = net
         self.spec = spec
         self.observer = observer
-        self._plans = Plans(spec.ppo.action_repeat, every_frame=spec.ppo.history > 1)
+        self._plans = Plans(spec.ppo.action_repeat)
 
     def reset(self, worlds: Tensor | None = None) -> None:
         """Call when episodes begin, in these worlds (ids) or in all: what is remembered of those
@@ -112,11 +112,12 @@ class Policy:
         (float32 [N, num_states]) -> actions float32 [N, num_actions] on the CPU."""
         return self._plans.act(obs, self.plan)
 
-    def plan(self, obs: TaskObs) -> Tensor:
-        """The next K = `ppo.action_repeat` actions, float32 [N, K, num_actions]: K times the mean."""
+    def plan(self, obs: TaskObs, worlds: Tensor | None = None) -> Tensor:
+        """The next K = `ppo.action_repeat` actions, float32 [N, K, num_actions]: K times the mean.
+        `worlds`: the ids of those seen, if not all are."""
         self.net.set_training_mode(False)
         with torch.no_grad():
-            seen = obs_as_tensor(self.observer(obs), self.net.device)  # type: ignore[arg-type]
+            seen = obs_as_tensor(self.observer(obs, worlds=worlds), self.net.device)  # type: ignore[arg-type]
             actions = self.net.get_distribution(seen).get_actions(deterministic=True)
         return actions.clamp(-1.0, 1.0).cpu()[:, None].expand(-1, self.spec.ppo.action_repeat, -1)
 

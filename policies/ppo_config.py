@@ -38,11 +38,13 @@ class PPOConfig:
     hidden: list[int] = field(default_factory=lambda: [256, 128, 64])  # actor and critic each
     pool: str = "attention"  # read-out of token grids: attention, mean, conv
     num_queries: int = 8  # of the attention read-out
-    history: int = 1  # frames whose features the policy sees (from state: the state alone)
+    # Frames whose features the policy sees (from state: the state alone): those from which its last
+    # actions were chosen, `action_repeat` control steps apart.
+    history: int = 1
     asymmetric: bool = False  # the critic reads the state, the actor camera and joints
     # The read-out learns to tell the state (the oracle vector) and nothing else; the actor reads what
     # it tells. Needs asymmetric=true. It learns from frames of the whole run: as many as these are
-    # remembered (16 kB each with toto-tiny's 8 x 8 tokens; forgotten when a run is resumed).
+    # remembered (16 kB each with toto-tiny's 8 x 8 tokens, times history; forgotten when a run is resumed).
     estimate_state: bool = False
     estimate_replay: int = 65_536
     shuffle: bool = True  # false, as MVP: each minibatch is a run of consecutive time steps
@@ -75,10 +77,9 @@ class PPOConfig:
             raise ValueError(
                 f"ppo.critic_learning_rate={self.critic_learning_rate}: expected more than 0"
             )
-        if self.estimate_state and (not self.asymmetric or self.history > 1):
+        if self.estimate_state and not self.asymmetric:
             raise ValueError(
-                f"ppo.estimate_state=true with ppo.asymmetric={self.asymmetric} "
-                f"ppo.history={self.history}: expected asymmetric=true, history=1"
+                "ppo.estimate_state=true with ppo.asymmetric=False: expected asymmetric=true"
             )
         if (self.critic_warmup or 0) < 0:
             raise ValueError(f"ppo.critic_warmup={self.critic_warmup}: expected at least 0")

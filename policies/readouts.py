@@ -49,14 +49,24 @@ class ConvPool(nn.Module):
         return self.out(self.conv_norm(x).relu().flatten(1))
 
 
-def make_pool(feature_shape: tuple[int, ...], kind: str, num_queries: int) -> nn.Module:
-    """[T, D] -> the read-out `kind`; one vector [D] needs none: LayerNorm and linear."""
-    *tokens, num_features = feature_shape
+def make_pool(
+    feature_shape: tuple[int, ...], kind: str, num_queries: int, history: int = 1
+) -> nn.Module:
+    """[T, D] -> the read-out `kind`; one vector [D] needs none: LayerNorm and linear. Of several
+    frames [K, T, D], K = `history` > 1, that of one (see `read_frames`)."""
+    *tokens, num_features = feature_shape if history == 1 else feature_shape[1:]
     if not tokens or kind == "mean":
         return MeanPool(num_features)
     if kind == "conv":
         return ConvPool(num_features, tokens[0])
     return AttentionPool(num_features, tokens[0], num_queries=num_queries, out_features=READOUT)
+
+
+def read_frames(pool: nn.Module, features: Tensor, history: int) -> Float[Tensor, "B F"]:
+    """What `pool` reads of one frame [B, …], or of each of a history [B, K, …] alike: F = 128 K."""
+    if history == 1:
+        return pool(features)
+    return pool(features.flatten(0, 1)).unflatten(0, (-1, history)).flatten(1)
 
 
 class FeatureReadout(BaseFeaturesExtractor):
@@ -79,14 +89,9 @@ class FeatureReadout(BaseFeaturesExtractor):
         proprio_shape = observation_space["proprio"].shape
         assert shape is not None and proprio_shape is not None
         self.history = history
-        self.pool = make_pool(shape if history == 1 else shape[1:], pool, num_queries)
+        self.pool = make_pool(shape, pool, num_queries, history)
         self.proprio = nn.Linear(proprio_shape[0], READOUT)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        features = observations["features"]
-        if self.history > 1:
-            frames = self.pool(features.flatten(0, 1))
-            read = frames.unflatten(0, (-1, self.history)).flatten(1)
-        else:
-            read = self.pool(features)
+        read = read_frames(self.pool, observations["features"], self.history)
         return torch.cat([read, self.proprio(observations["proprio"])], dim=1)

@@ -52,13 +52,16 @@ class Observer(Protocol):
 
     With `ended` (ids [K]) the last K rows of `obs` are those worlds' terminal observations, and
     their rows among the first N begin new episodes. `reset` says the same of episodes that begin
-    with the next call (None: all).
+    with the next call (None: all). With `worlds` (ids [B]) only these are seen: the others' actions
+    are still held.
     """
 
     @property
     def space(self) -> spaces.Space: ...
     def see(self, obs: TaskObs, ended: Tensor | None = None, /) -> TensorObs: ...
-    def __call__(self, obs: TaskObs, ended: Tensor | None = None, /) -> NumpyObs: ...
+    def __call__(
+        self, obs: TaskObs, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> NumpyObs: ...
     def reset(self, worlds: Tensor | None = None) -> None: ...
 
 
@@ -76,7 +79,9 @@ class StateObserver:
     def see(self, obs: TaskObs, ended: Tensor | None = None) -> Tensor:
         return obs["obs"].clone()
 
-    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> np.ndarray:
+    def __call__(
+        self, obs: TaskObs, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> np.ndarray:
         return to_numpy(obs["obs"])
 
     def reset(self, worlds: Tensor | None = None) -> None:
@@ -113,7 +118,9 @@ class PixelObserver:
         seen = {"image": image, "proprio": obs["states"].clone()}
         return seen | ({ORACLE: obs[ORACLE].clone()} if self._privileged else {})
 
-    def __call__(self, obs: TaskObs, ended: Tensor | None = None) -> dict[str, np.ndarray]:
+    def __call__(
+        self, obs: TaskObs, ended: Tensor | None = None, worlds: Tensor | None = None
+    ) -> dict[str, np.ndarray]:
         return {key: to_numpy(value) for key, value in self.see(obs, ended).items()}
 
     def reset(self, worlds: Tensor | None = None) -> None:

@@ -76,8 +76,10 @@ def cameras_of(spec: Any) -> list[str]:
 
 
 def replan_every(spec: Any) -> int:
-    """As in its evaluation; a policy with a context is shown every frame."""
-    return spec.bc.replan_every if spec.bc and spec.bc.context == 1 else 1
+    """As in its evaluation; a cloned policy with a context is shown every frame."""
+    if spec.bc is None:
+        return spec.ppo.action_repeat
+    return spec.bc.replan_every if spec.bc.context == 1 else 1
 
 
 def thinks_beside(config: RunConfig, spec: Any) -> bool:

@@ -138,7 +138,6 @@ class RLConfig:
             self.ppo.critic_warmup = 10 if trained else 0
 
     def _check_ppo(self) -> None:
-        self._check_history("ppo", self.ppo.action_repeat)
         plain = self.algo in ("ppo", "ppo-gpu")
         if self.ppo.estimate_state and (self.obs != "pixels" or not plain):
             raise ValueError(
@@ -146,18 +145,20 @@ class RLConfig:
                 "algo=ppo or ppo-gpu (preset=held is preset=best without it)"
             )
 
-    def _check_history(self, part: str, action_repeat: int) -> None:
-        if self.ppo.history > 1 and action_repeat > 1:
+    def _check_dagger_history(self) -> None:
+        """A student's actions are held as `ppo.action_repeat` says, in its training by `dagger`'s."""
+        apart, later = self.dagger.action_repeat, self.ppo.action_repeat
+        if self.ppo.history > 1 and apart != later:
             raise ValueError(
-                f"ppo.history={self.ppo.history} with {part}.action_repeat={action_repeat}: the "
-                "frames of a history would lie further apart in training than in evaluation; "
-                f"expected {part}.action_repeat=1"
+                f"ppo.history={self.ppo.history} with dagger.action_repeat={apart}: the frames of a "
+                "history would lie further apart in training than in evaluation; "
+                f"expected dagger.action_repeat={later}, as ppo.action_repeat"
             )
 
     def _derive_dagger(self) -> None:
         if self.obs != "pixels":
             raise ValueError(f"algo={self.algo} learns from pixels, got obs={self.obs}")
-        self._check_history("dagger", self.dagger.action_repeat)
+        self._check_dagger_history()
         if self.env.steps_after_success is None and self.algo == "dagger":
             self.env.steps_after_success = 30
 

@@ -276,6 +276,7 @@ SWITCHES = ["ppo.lr_schedule=adaptive", "ppo.random_phase=true", "ppo.asymmetric
     [
         [*SWITCHES, "ppo.history=2", "ppo.pool=conv"],
         ["preset=best", "ppo.pool=conv"],
+        ["preset=best", "ppo.history=2"],
     ],
 )
 def test_presets_with_other_read_outs_run_and_resume(
@@ -289,14 +290,14 @@ def test_presets_with_other_read_outs_run_and_resume(
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["encodes_per_step"] < 1.2
 
 
-def test_histories_of_dagger_need_every_frame() -> None:
-    with pytest.raises(ValueError, match="expected dagger.action_repeat=1"):
+def test_frames_of_a_student_s_history_lie_as_far_apart_later() -> None:
+    with pytest.raises(ValueError, match="expected dagger.action_repeat=1, as ppo.action_repeat"):
         small("algo=dagger", "ppo.history=2")
     small("algo=dagger", "ppo.history=2", "dagger.action_repeat=1")
     with pytest.raises(ValueError, match="expected obs=pixels algo=ppo"):
         small("algo=dagger", "ppo.asymmetric=true", "ppo.estimate_state=true")
-    with pytest.raises(ValueError, match="expected ppo.action_repeat=1"):
-        small("ppo.history=2", "ppo.action_repeat=2")
+    with pytest.raises(ValueError, match="expected dagger.action_repeat=4"):
+        small("algo=dagger", "ppo.history=2", "ppo.action_repeat=4")
 
 
 def test_ppo_goes_on_from_a_dagger_policy(

@@ -10,6 +10,7 @@ import pytest
 
 from policies.demonstrations import DemonstrationFile
 from policies.policy import read_spec
+from policies.ppo_config import PPOConfig
 from real_world import cell, run_bc
 from real_world.contracts import RobotError
 from real_world.recorder import Recorder
@@ -125,7 +126,9 @@ def test_who_thinks_beside_the_loop():
     remembers = replace(spec, bc=replace(spec.bc, context=4))  # has to see every frame
     options = loop_options(RunConfig(), remembers, 10.0)
     assert not options.threaded and options.replan_every == 1
-    assert not loop_options(RunConfig(), replace(spec, bc=None), 10.0).threaded
+    learned = replace(spec, bc=None, ppo=PPOConfig(action_repeat=4))  # its actions are held
+    options = loop_options(RunConfig(), learned, 10.0)
+    assert not options.threaded and options.replan_every == 4
 
 
 @pytest.mark.parametrize(
