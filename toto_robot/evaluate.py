@@ -2,8 +2,8 @@
 
 Deterministic policy, fresh seeds, 200 episodes by default; success once (PixMC's) and at the end,
 with Wilson intervals, for each evaluation seed too; a film and a contact sheet of some successes
-and some failures. `shift=` tests under changes of looks that named suites make (`envs.levels`): the
-same episodes, other looks, one row each. Finished episodes are kept at once in
+and some failures. `shift=` tests under changes of looks that named suites make (`envs.levels`; `none`:
+the looks of the training; `fixed`: plain ones): the same episodes, other looks, one row each. Finished episodes are kept at once in
 `eval_episodes.jsonl`: after Ctrl-C the same command goes on.
 """
 
@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `toto_robot.rl`
 
 from tqdm import tqdm
 
-from envs.levels import ALL, SHIFTS
+from envs.levels import ALL, SHIFTS, VISUAL_LEVELS
 from policies.evaluation import Episode, Name, evaluate
 from policies.film import EpisodeFilm, picture_grid
 from policies.policy import load_policy
@@ -44,6 +44,7 @@ from toto_robot.subject import NONE, Subject, subject_of_policy, subject_of_run
 
 EVERY = "every"
 SUITES = (NONE, *SHIFTS, ALL)
+LOOKS = ("fixed", *VISUAL_LEVELS)  # whatever those of the training were
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} episodes [{elapsed}<{remaining}{postfix}]"
 REFRESH_EVERY = 20  # control steps
 CHECKPOINTS = ("auto", "best", "last")
@@ -55,7 +56,8 @@ class EvaluateConfig:
 
     run: tuple[str, ...] = ()  # run folders
     policy: tuple[str, ...] = ()  # policy folders, for example <run>/checkpoints/best
-    shift: tuple[str, ...] = (NONE,)  # none, light, colour, camera, distractors, all; or every
+    # none, light, colour, camera, distractors, all; or every. Also fixed, mild, strong.
+    shift: tuple[str, ...] = (NONE,)
     episodes: int = 200
     seeds: int = 4  # evaluation seeds that the episodes are spread over
     num_envs: int | None = (
@@ -71,8 +73,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         for shift in self.shift:
-            if shift not in (EVERY, *SUITES) and not set(shift.split("+")) <= set(SHIFTS):
-                check_choice("shift", shift, (*SUITES, EVERY))
+            valid = (*SUITES, *LOOKS, EVERY)
+            if shift not in valid and not set(shift.split("+")) <= set(SHIFTS):
+                check_choice("shift", shift, valid)
         check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
         for name, least in (("episodes", 1), ("seeds", 1), ("num_envs", 1), ("film_episodes", 0)):
             given = getattr(self, name)

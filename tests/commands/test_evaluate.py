@@ -97,7 +97,10 @@ def test_a_suite_for_every_shift(run: Path, made: list, monkeypatch: pytest.Monk
         "all",
         "colour",
     }
-    for name in ("eval_light.mp4", "eval_light.png", "eval_shifts.png"):
+    made.clear()
+    evaluate(monkeypatch, *words, "shift=fixed,strong")
+    assert {o["visuals"] for o in made} == {"fixed", "strong"}
+    for name in ("eval_light.mp4", "eval_light.png", "eval_shifts.png", "eval_strong.mp4"):
         assert (run / name).exists()
 
 
