@@ -23,6 +23,7 @@ from torch import Tensor
 from policies.held_actions import hold_actions
 from policies.labels import LabelledFrames
 from policies.learner import SUCCESS_WINDOW, Summary
+from policies.networks import descend
 from policies.teacher import Expert
 from policies.vec_env import Observer
 
@@ -155,10 +156,7 @@ class DAgger:
             batch: Any = obs_as_tensor(seen, self.policy.device)
             mean = self.policy.get_distribution(batch).mode()
             loss = (mean - torch.from_numpy(wanted).to(mean.device)).square().mean()
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-            self._optimizer.step()
+            descend(self.policy, self._optimizer, loss, config.max_grad_norm)
             losses.append(loss.detach())
         self._numbers = {
             "train/imitation_loss": float(torch.stack(losses).mean()),

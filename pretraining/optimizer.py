@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WINDOW = 64  # losses that the guard remembers
 EARLIEST = 16  # losses before which only non-finite ones are bad
@@ -40,6 +40,16 @@ def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def descend(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float = 1.0
+) -> None:
+    """One step on `loss`, gradients of `model` clipped to a norm of `max_norm`."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
 
 
 class Diverged(RuntimeError):

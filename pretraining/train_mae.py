@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from pretraining.optimizer import descend, set_lr
 from pretraining.parallel import choose_device
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
 from pretraining.tokenize_plan import decide_held_out, list_sources
@@ -166,12 +167,8 @@ def main(config: Config) -> None:
         noise = torch.rand(config.batch_size, vit.side**2, generator=generator).to(device)
         with fast_matmul(device.type):
             loss = mae_loss(mae, pixels.pixels(frames[chosen].to(device)), noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(mae.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config)
-        optimizer.step()
+        set_lr(optimizer, lr_at(step, config))
+        descend(mae, optimizer, loss)
         bar.update()
 
         if step % config.report_every == 0 or step == config.steps - 1:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pretraining.colours import colour_weights, colour_whitening, pixel_weights
 from pretraining.dvae_loss import DecoderTraining, DVAELossOptions, DVAETraining
+from pretraining.optimizer import descend, lr_at, set_lr
 from pretraining.parallel import choose_device
 from pretraining.pictures import plot_codebook, plot_reconstructions
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog, settings_of
@@ -33,6 +34,8 @@ from toto_robot.backbone.tokenizers import Tokenizer, read_encoder, save_decoder
 from toto_robot.backbone.vqgan import VQGAN, VQGAN_SIZES
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
+
+FINAL_LR = 0.02  # of the peak, at the end of the cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Config:
     held_out: float = 0.05  # share of the sources, where the data set has no split of its own
     steps: int = 4000
     batch_size: int = 32
-    lr: float | None = None  # 2e-3, VQGAN 2e-4
+    lr: float | None = None  # peak, after `warmup` steps; None: 2e-3, VQGAN 2e-4
     weight_decay: float = 1e-4
     warmup: int = 200
     # dVAE
@@ -75,15 +78,6 @@ class Config:
     report_every: int = 100
     checkpoint_s: float = 60.0
     resume: Literal["auto", "never"] = "auto"
-
-
-def lr_at(step: int, config: Config) -> float:
-    """Linear warm-up, cosine to 2 %."""
-    assert config.lr is not None
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
 @torch.inference_mode()
@@ -207,8 +201,9 @@ def write_results(
 def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.lr is None:
-        config = replace(config, lr=2e-4 if config.size in VQGAN_SIZES else 2e-3)
+    usual_lr = 2e-4 if config.size in VQGAN_SIZES else 2e-3
+    lr = usual_lr if config.lr is None else config.lr
+    config = replace(config, lr=lr)
     interrupt = Interrupt()
     config.out.mkdir(parents=True, exist_ok=True)
     data, device = read_data(config), choose_device(config.device)
@@ -218,7 +213,7 @@ def main(config: Config) -> None:
     training = make_training(config, data).to(device)
     optimizer = torch.optim.AdamW(
         [p for p in training.parameters() if p.requires_grad],
-        lr=lr_at(0, config),
+        lr=lr,
         betas=(0.9, 0.95),
         weight_decay=config.weight_decay,
     )
@@ -241,12 +236,8 @@ def main(config: Config) -> None:
             generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss, terms = training.loss(data.frames[chosen].to(device), step, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(training.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config)
-        optimizer.step()
+        set_lr(optimizer, lr_at(step, lr, config.warmup, config.steps, FINAL_LR))
+        descend(training, optimizer, loss)
         bar.update()
 
         if step % config.report_every == 0 or step == config.steps - 1:

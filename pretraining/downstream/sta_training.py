@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pretraining.downstream.sta_data import Example, Frames, read_clip
 from pretraining.downstream.sta_detector import SCALES, Detector, Target
+from pretraining.optimizer import descend
 from pretraining.progress import Checkpoint, Interrupt, MetricsLog
 from pretraining.video import CorruptSourceError
 from toto_robot.backbone import FrozenBackbone
@@ -215,12 +216,9 @@ def train(
         losses = step_losses(model, read, targets, recipe.flip) if read else {}
         if not losses:
             raise ValueError(f"step {step}: none of its frames can be read: {items[0][1]}")
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * recipe.lr_share(step)
-        optimizer.step()
+        descend(model, optimizer, torch.stack(list(losses.values())).sum(), CLIP_NORM)
         bar.update()
         if step % recipe.report_every == 0 or step == recipe.steps - 1:
             values = {name: loss.item() for name, loss in losses.items()}
