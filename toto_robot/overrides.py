@@ -1,6 +1,7 @@
 """The command line of `python -m toto_robot.rl` as Hydra's overrides: checked, completed, resumed."""
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -14,8 +15,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from policies.ppo_config import FINETUNE
-from toto_robot.conf import GROUPS, RLConfig, check_choice, hint
+from policies.ppo_config import FINETUNE, PRESETS
+from toto_robot.conf import GROUPS, PRESET_ENVS, RLConfig, check_choice, hint
 
 
 def config_keys(cls: type = RLConfig, prefix: str = "") -> list[str]:
@@ -103,8 +104,7 @@ def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str
     words += presumed_preset(given)
     if "resume" in given and given["resume"].value() is not None:
         folder = Path(str(given["resume"].value()))
-        saved = saved_overrides(folder)
-        words = [w for w in saved if w.split("=", 1)[0] not in given] + words
+        words = [w for w in saved_overrides(folder) if not replaced(w, given)] + words
         words += [] if _has_run_dir(words) else [f"hydra.run.dir={quote(str(folder))}"]
     config = check_config(words)
     if not _has_run_dir(words):
@@ -112,17 +112,51 @@ def complete_overrides(argv: list[str], now: datetime | None = None) -> list[str
     return words
 
 
+def replaced(saved: str, given: Mapping[str, Override]) -> bool:
+    """Whether a saved option gives way to what the user gives: the same option, or a preset that has
+    it. Raises ValueError for another task or backbone, which make another run."""
+    key, _, value = saved.partition("=")
+    if key in ("env", "backbone") and key in given and given[key].value() != value:
+        raise ValueError(
+            f"resume= goes on with {saved}, got {given[key].input_line}: begin another run; "
+            "init=<policy folder> starts from the weights of this one"
+        )
+    preset = given["preset"].value() if "preset" in given else None
+    part, _, option = key.partition(".")
+    of_preset = {"ppo": PRESETS.get(str(preset), {}), "env": PRESET_ENVS.get(str(preset), {})}
+    return key in given or option in of_preset.get(part, {})
+
+
 def presumed_preset(given: Mapping[str, Override]) -> list[str]:
     """`preset=finetune` for PPO from a trained policy, unless a preset is given (`preset=default` has
-    no values). Not for algo=ppo-gpu, which has one learning rate for all."""
+    no values). Not for algo=ppo-gpu, which has one learning rate for all.
 
-    def value(key: str) -> Any:
-        override = given.get(key)
-        return None if override is None or override.is_sweep_override() else override.value()
+    Raises ValueError for a sweep of which only some jobs would have it."""
+    if given.keys() & {"preset", "resume"}:
+        return []
+    jobs = itertools.product(_values(given, "algo", "ppo"), _values(given, "init", "null"))
+    trained = {
+        algo == "dagger+ppo" or (algo == "ppo" and init != "null")
+        for algo, init in jobs
+        if algo != "dagger"  # to which a preset makes no difference
+    }
+    if len(trained) > 1:
+        raise ValueError(
+            "some of these jobs are PPO from a trained policy and would take preset="
+            f"{FINETUNE}, others not: give a preset= for all of them, or make two sweeps"
+        )
+    return [f"preset={FINETUNE}"] if trained == {True} else []
 
-    algo = value("algo") or "ppo"
-    trained = algo == "dagger+ppo" or (algo == "ppo" and value("init") is not None)
-    return [f"preset={FINETUNE}"] if trained and not given.keys() & {"preset", "resume"} else []
+
+def _values(given: Mapping[str, Override], key: str, usual: str) -> list[str]:
+    """All values of an option in a sweep; one without."""
+    if key not in given:
+        return [usual]
+    override = given[key]
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    value = override.value()
+    return ["null" if value is None else str(value)]
 
 
 def default_run_dir(config: RLConfig, now: datetime) -> str:

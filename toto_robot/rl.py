@@ -44,7 +44,7 @@ from toto_robot.build import (  # noqa: E402
     make_learner,
     make_task,
 )
-from toto_robot.conf import RLConfig, as_plain, fail, register  # noqa: E402
+from toto_robot.conf import ALGOS, RLConfig, as_plain, fail, register  # noqa: E402
 from toto_robot.evaluate import evaluate_best  # noqa: E402
 from toto_robot.overrides import complete_overrides, to_config  # noqa: E402
 from toto_robot.runs import (  # noqa: E402
@@ -57,9 +57,10 @@ from toto_robot.runs import (  # noqa: E402
     write_environment,
     write_text,
 )
-from toto_robot.subject import UNTRAINED, chosen_checkpoint  # noqa: E402
+from toto_robot.subject import UNTRAINED, chosen_checkpoint, first_part  # noqa: E402
 from toto_robot.sweeps import (  # noqa: E402
     complete_sweep,
+    forget,
     is_begun,
     is_finished,
     is_sweep,
@@ -135,15 +136,16 @@ def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unk
 
 def parts_of(config: RLConfig, folder: Path) -> list[tuple[RLConfig, Path]]:
     """algo=dagger+ppo as two runs: DAgger in `folder/dagger`, then PPO from its policy in
-    `folder/ppo`. What was begun is resumed."""
+    `folder/ppo`. What has a checkpoint is resumed."""
     parts = []
     for algo, more in (
         ("dagger", {"total_steps": config.dagger.first_steps}),
         ("ppo", {"init": str(folder / "dagger/checkpoints/last")}),
     ):
         place = folder / algo
-        begun = is_begun(place)
-        resume = str(place) if begun else None
+        resume = str(place) if is_begun(place) else None
+        if resume is None:
+            forget(place)
         part = replace(deepcopy(config), algo=algo, resume=resume, **more)  # type: ignore[arg-type]
         parts.append((part, place))
     return parts
@@ -255,7 +257,7 @@ def find_renderer(config: RLConfig) -> str:
 def run_dir_is_free(folder: Path, config: RLConfig) -> None:
     """Raises FileExistsError / FileNotFoundError unless the folder suits a new or resumed run."""
     if config.resume is None:
-        parts = (folder, folder / "dagger")  # the latter: a run of algo=dagger+ppo
+        parts = {first_part(folder, algo) for algo in ALGOS}
         if any((part / "metrics.jsonl").exists() for part in parts):
             raise FileExistsError(
                 f"{folder} holds a run already: continue it with resume={folder}, or choose "
@@ -272,7 +274,7 @@ def run_dir_is_free(folder: Path, config: RLConfig) -> None:
             f"{folder} is a run of algo={saved}: resume= goes on with that; algo={config.algo} from "
             f"its policy is init={folder / 'checkpoints/last'}"
         )
-    first = folder / "dagger" if config.algo == "dagger+ppo" else folder
+    first = first_part(folder, config.algo)
     if not is_begun(first):
         raise FileNotFoundError(f"nothing to resume: {first / 'checkpoints/last'} is missing")
 

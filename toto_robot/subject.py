@@ -79,8 +79,13 @@ def chosen_checkpoint(folder: Path, algo: str, wanted: str = "auto") -> Path:
     return chosen
 
 
+def first_part(folder: Path, algo: str) -> Path:
+    """Where a run begins: algo=dagger+ppo makes two runs in one folder."""
+    return folder / "dagger" if algo == "dagger+ppo" else folder
+
+
 def last_part(folder: Path) -> Path:
-    """Where a run's final policy and results are: algo=dagger+ppo makes two runs in one folder."""
+    """Where a run's final policy and results are (see `first_part`)."""
     return folder / "ppo" if (folder / "dagger").exists() else folder
 
 

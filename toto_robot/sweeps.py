@@ -23,7 +23,7 @@ from policies.checkpoint import load_progress
 from toto_robot.conf import INCIDENTAL, RLConfig, as_plain
 from toto_robot.overrides import check_config, check_overrides, presumed_preset, quote
 from toto_robot.runs import StopSignal, read_metrics, write_text
-from toto_robot.subject import last_part
+from toto_robot.subject import first_part, last_part
 
 CHECKED_JOBS = 64  # composed beforehand, to tell of a wrong value before anything runs
 NAMES = {"env": "${env.name}", "backbone": "${backbone.name}", "algo": "${algo}", "obs": "${obs}"}
@@ -148,10 +148,16 @@ def continued(config: RLConfig, folder: Path) -> RLConfig:
     differing = _differences(saved, as_plain(config))
     if differing:
         raise ValueError(f"{folder} holds another run: {'; '.join(differing)}")
-    if is_begun(folder):
+    first = first_part(folder, config.algo)
+    if is_begun(first):
         return replace(config, resume=str(folder))
-    (folder / "metrics.jsonl").unlink(missing_ok=True)  # killed before the first checkpoint
+    forget(first)
     return config
+
+
+def forget(folder: Path) -> None:
+    """What a run left that was killed before its first checkpoint: it begins again."""
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def _differences(saved: dict[Any, Any], own: dict[str, Any], prefix: str = "") -> list[str]:

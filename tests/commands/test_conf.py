@@ -138,3 +138,25 @@ def test_a_resumed_run_keeps_its_preset(words: list[str], tmp_path: Path) -> Non
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(as_plain(config)))
     again = check_config(complete_overrides([f"resume={tmp_path}"]))
     assert again.ppo == config.ppo and again.preset == config.preset
+
+
+def test_a_resumed_run_takes_a_new_preset_and_no_other_task(tmp_path: Path) -> None:
+    config = check_config(["ppo.epochs=3", "ppo.num_queries=2"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(as_plain(config)))
+    resume = f"resume={tmp_path}"
+    again = check_config(complete_overrides([resume, "preset=held", "env=franka_pick"]))
+    held = check_config(["preset=held", "ppo.epochs=3", "ppo.num_queries=2"])
+    assert again.ppo == held.ppo and again.env == held.env and again.preset == "held"
+    with pytest.raises(ValueError, match="goes on with env=franka_pick, got env=kuka_cabinet"):
+        complete_overrides([resume, "env=kuka_cabinet"])
+    with pytest.raises(ValueError, match="with backbone=toto-tiny, got backbone=mae-tiny"):
+        complete_overrides([resume, "backbone=mae-tiny"])
+
+
+def test_a_swept_start_takes_small_steps_in_all_jobs_or_says_that_some_would() -> None:
+    for word in ("init=a,b", "algo=dagger,dagger+ppo"):
+        assert "preset=finetune" in complete_sweep(["-m", word, "preset=finetune"])
+        assert "preset=finetune" in complete_sweep(["-m", word])
+    with pytest.raises(ValueError, match="some of these jobs"):
+        complete_sweep(["-m", "algo=ppo,dagger+ppo"])
+    assert "preset=mvp" in complete_sweep(["-m", "algo=ppo,dagger+ppo", "preset=mvp"])

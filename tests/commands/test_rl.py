@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from toto_robot.experts import check_expert
 from toto_robot.overrides import check_config
 from toto_robot.runs import read_metrics
 from toto_robot.subject import last_part
+from toto_robot.sweeps import continued
 
 register()
 SMALL = [
@@ -213,8 +215,11 @@ def test_dagger_then_ppo_are_two_runs_and_go_on_where_they_were(
     assert not (run / "ppo/eval.json").exists()
     with pytest.raises(FileExistsError, match="holds a run already"):
         rl.run_dir_is_free(run, small(*words))
+    assert continued(small(*words), run).resume == str(run)  # of a sweep
+    shutil.rmtree(run / "ppo/checkpoints")  # as if killed before its first
     rl.train(small(*words, f"resume={run}"), run, backbone)
     assert (run / "dagger/metrics.jsonl").read_text() == first
+    assert read_metrics(run / "ppo/metrics.jsonl")[0]["steps"] == 32
     assert json.loads((run / "ppo/eval.json").read_text())["episodes"] == 6
     rl.train(small(*words[:-1], "total_steps=192", f"resume={run}"), run, backbone)  # longer
     assert (run / "dagger/metrics.jsonl").read_text() == first
