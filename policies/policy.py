@@ -78,6 +78,9 @@ class PolicySpec:
     algo: str = "ppo"
     env_steps: int = 0
     control_rate_hz: int = 60
+    # Other options (`envs.options.TaskOptions`) of the task it learned: visuals, dynamics, … Older
+    # folders lack them.
+    task: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     bc: BCRecord | None = None
 

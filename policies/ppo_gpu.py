@@ -143,7 +143,8 @@ class PPOGPU:
         if self._waiting_state:
             self._algorithm.optimizer.load_state_dict(self._waiting_state)
             self._waiting_state = {}
-            self._algorithm.learning_rate = self._algorithm.optimizer.param_groups[0]["lr"]
+            if self.config.lr_schedule == "adaptive":  # else the config says it
+                self._algorithm.learning_rate = self._algorithm.optimizer.param_groups[0]["lr"]
 
     def _make_algorithm(self) -> Any:
         config, worlds = self.config, self._task.num_envs

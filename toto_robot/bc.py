@@ -176,6 +176,7 @@ def prepare(config: BCConfig, backbone: Any) -> tuple[PolicySpec, Path, dict[str
         feature_shape=list(backbone.feature_shape), image_size=options["image_size"],
         camera=cameras[0], backbone=record_of(config, backbone), algo=hyper.algo,
         env_steps=sum(len(demo) for demo, _ in rows), control_rate_hz=options["control_rate_hz"],
+        task={"visuals": options.get("visuals", "fixed")},
         bc=BCRecord(cameras, hyper.chunk, hyper.context,
                     min(config.replan_every, hyper.chunk), low, high, config.predicts,
                     largest_action=float(max(abs(demo.actions).max() for demo, _ in rows))),
@@ -271,7 +272,7 @@ class Run:
             task=self.spec.env, num_envs=min(16, self.config.eval_episodes), sim_device="cpu",
             seed=0, obs="pixels", image_size=self.spec.image_size,
             control_rate_hz=self.spec.control_rate_hz,
-            camera=cameras[0] if len(cameras) == 1 else tuple(cameras),
+            camera=cameras[0] if len(cameras) == 1 else tuple(cameras), **self.spec.task,
         )  # fmt: skip
         try:
             # Names that `evaluate` never plays, or the choice of the best would be by the test.
@@ -295,13 +296,15 @@ def train(run: Run, stop: StopSignal) -> None:
         last = run.epoch == config.epochs
         if config.eval_every and (last or run.epoch % config.eval_every == 0):
             episodes = run.try_out(lambda: not stop.requested)
-            if len(episodes) == config.eval_episodes:
-                row |= success_report([float(e.success) for e in episodes])
-                row["episode_return"] = float(np.mean([e.episode_return for e in episodes]))
-                score = float(np.mean([e.success + e.at_end for e in episodes]))
-                if score >= run.best:
-                    run.best = score
-                    run.save("best")
+            if len(episodes) < config.eval_episodes:
+                run.epoch -= 1  # stopped: going on learns this epoch again and tries it out
+                break
+            row |= success_report([float(e.success) for e in episodes])
+            row["episode_return"] = float(np.mean([e.episode_return for e in episodes]))
+            score = float(np.mean([e.success + e.at_end for e in episodes]))
+            if score >= run.best:
+                run.best = score
+                run.save("best")
         elif last:
             run.save("best")
         run.save_training()

@@ -140,6 +140,10 @@ def make_dagger(
     return DAgger(task, observer, expert, net, labels, config.dagger, config.seed)
 
 
+# What a policy is tested under as well, beside camera and rate.
+OF_THE_TASK = ("reward", "visuals", "dynamics", "clip_actions", "fidelity")
+
+
 def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
     """What a policy folder says about itself."""
     policy_spec = PolicySpec(
@@ -151,6 +155,7 @@ def describe_policy(config: RLConfig, task: Any, backbone: Any) -> PolicySpec:
         control_rate_hz=config.env.control_rate_hz,
         ppo=config.ppo,
         algo=config.algo,
+        task={key: getattr(config.env, key) for key in OF_THE_TASK},
     )
     if backbone is None:
         return policy_spec

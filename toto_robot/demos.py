@@ -85,19 +85,24 @@ class Actor(Protocol):
 
 
 class PixelExpert:
-    """A policy that sees images, given those of its own camera out of all that are recorded."""
+    """A policy that sees images, given those of its own cameras out of all that are recorded."""
 
     def __init__(self, folder: Path, cameras: tuple[str, ...], image_size: int):
         own = read_spec(folder)
-        if own.camera not in cameras or own.image_size != image_size:
+        seen = [str(own.camera)] if own.bc is None else own.bc.cameras
+        if not set(seen) <= set(cameras) or own.image_size != image_size:
+            names = ",".join(seen)
             raise ValueError(
-                f"the policy in {folder} sees camera {own.camera!r} at {own.image_size} px; record "
-                f"with cameras={own.camera},... image_size={own.image_size}"
+                f"the policy in {folder} sees camera {names} at {own.image_size} px; record "
+                f"with cameras={names},... image_size={own.image_size}"
             )
-        self._policy, self._camera = load_policy(folder), cameras.index(own.camera)
+        self._policy = load_policy(folder)
+        self._cameras = [cameras.index(name) for name in seen]
 
     def act(self, obs: Mapping[str, Tensor]) -> Tensor:
-        return self._policy.act({**obs, spec.OBS: obs[spec.OBS][:, self._camera]})
+        frames = obs[spec.OBS][:, self._cameras]
+        seen = frames if len(self._cameras) > 1 else frames.squeeze(1)
+        return self._policy.act({**obs, spec.OBS: seen})
 
     def reset(self) -> None:
         self._policy.reset()

@@ -7,6 +7,7 @@ the looks of the training; `fixed`: plain ones): the same episodes, other looks,
 `eval_episodes.jsonl`: after Ctrl-C the same command goes on.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -89,7 +90,9 @@ class EvaluateConfig:
 
     @property
     def shifts(self) -> tuple[str, ...]:
-        return SUITES if EVERY in self.shift else self.shift
+        """In order; `every` stands for all suites."""
+        named = [SUITES if shift == EVERY else (shift,) for shift in self.shift]
+        return tuple(dict.fromkeys(itertools.chain(*named)))
 
 
 def evaluate_best(
@@ -188,7 +191,7 @@ def play(
 def write_up(
     subject: Subject, shift: str, plan: EvaluateConfig, episodes: list[Episode]
 ) -> dict[str, Any]:
-    """One row of `eval_shifts.json`; without a shift `eval.json` as well."""
+    """One row of `eval_shifts.json`; without a shift `eval.json`, and a row only beside others."""
     spec = subject.policy.spec
     record = spec.backbone
     row = {
@@ -209,7 +212,7 @@ def write_up(
         write_json(subject.folder / "eval.json", row)
     rows = {r["shift"]: r for r in earlier_rows(subject)} | {shift: row}
     order = {name: i for i, name in enumerate(SUITES)}
-    if len(rows) > 1:
+    if len(rows) > 1 or shift != NONE:
         ordered = sorted(rows.values(), key=lambda r: order.get(r["shift"], len(order)))
         write_json(subject.folder / "eval_shifts.json", {"rows": ordered})
     return row

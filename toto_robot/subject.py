@@ -127,7 +127,8 @@ def _bc_checkpoint(folder: Path, wanted: str) -> Path | None:
 
 
 def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) -> Subject:
-    """A policy folder alone: its task with the looks, camera and rate that it was trained for."""
+    """A policy folder alone: its task with the looks, camera and rate that it was trained for (looks
+    as far as the folder says)."""
     check_device("sim_device", sim_device or "cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,5 +141,6 @@ def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) 
         image_size=spec.image_size or 128,
         camera=_cameras(spec),
         control_rate_hz=spec.control_rate_hz,
+        **spec.task,
     )
     return Subject(folder, folder, policy, spec.env, options, sim_device or "cpu")

@@ -1,6 +1,7 @@
 """Demonstrations -> robomimic's loader -> training -> a policy folder; resumed as uninterrupted."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_policy_plays(tmp_path, p
            "targets": torch.zeros(2, 9)}  # fmt: skip
     assert policy.plan(obs).shape == (2, 16, 9)
     assert policy.act(obs).abs().max() <= 0.3001  # the range of the demonstrations
+
+
+def test_a_stop_during_the_try_out_loses_neither_it_nor_the_best(tmp_path, monkeypatch):
+    played = SimpleNamespace(success=True, at_end=True, episode_return=1.0)
+    config = BCConfig(
+        data=make_demos(tmp_path), out=tmp_path / "run", epochs=2, steps_per_epoch=2, eval_every=2,
+        eval_episodes=3,
+    )  # fmt: skip
+    run = Run(config, FakeBackbone())
+    monkeypatch.setattr(Run, "try_out", lambda self, keep_going: [played])  # one of three
+    train(run, StopSignal())
+    assert run.epoch == 1 and not (tmp_path / "run/checkpoints/best").exists()
+    monkeypatch.setattr(Run, "try_out", lambda self, keep_going: [played] * 3)
+    again = Run(config, FakeBackbone())
+    train(again, StopSignal())
+    assert again.epoch == 2 and (tmp_path / "run/checkpoints/best/policy.json").exists()
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [row["steps"] for row in rows] == [2, 4] and rows[-1]["success_rate"] == 1
 
 
 def test_demonstrations_without_joint_targets_are_refused(tmp_path):

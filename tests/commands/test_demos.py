@@ -1,7 +1,10 @@
 """`python -m toto_robot.demos`: records, goes on after a kill, and adds to what is there."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from policies.demonstrations import DemonstrationFile
 from toto_robot import demos
@@ -102,3 +105,17 @@ def test_an_expert_that_is_not_there_claims_no_folder(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: no policy in"):
         run(monkeypatch, tmp_path / "x.hdf5", "n=1", f"expert={tmp_path / 'nobody'}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cameras", [["wrist"], ["third_person", "wrist"]])
+def test_a_policy_as_an_expert_sees_its_own_cameras(tmp_path, monkeypatch, cameras):
+    own = SimpleNamespace(camera="wrist", image_size=4, bc=SimpleNamespace(cameras=cameras))
+    monkeypatch.setattr(demos, "read_spec", lambda folder: own)
+    shown = SimpleNamespace(act=lambda obs: obs["obs"])
+    monkeypatch.setattr(demos, "load_policy", lambda folder: shown)
+    recorded = ("wrist", "left", "third_person")
+    frames = torch.arange(3).view(1, 3, 1, 1, 1).expand(2, 3, 4, 4, 3)
+    seen = demos.PixelExpert(tmp_path, recorded, 4).act({"obs": frames})
+    assert seen[..., 0, 0, 0].tolist() == ([[2, 0]] * 2 if len(cameras) == 2 else [0, 0])
+    with pytest.raises(ValueError, match="sees camera .*wrist at 4 px; record with cameras="):
+        demos.PixelExpert(tmp_path, ("left",), 4)

@@ -42,13 +42,15 @@ def made(doubles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
     return asked
 
 
+SMALL = [
+    "num_envs=4", "ppo.num_steps=8", "ppo.epochs=1", "ppo.minibatches=2", "ppo.hidden=[8]",
+    "eval_episodes=6", "film_episodes=0", "threads=1", "obs=state", "total_steps=96",
+]  # fmt: skip
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    words = [
-        "num_envs=4", "ppo.num_steps=8", "ppo.epochs=1", "ppo.minibatches=2", "ppo.hidden=[8]",
-        "eval_episodes=6", "film_episodes=0", "threads=1", "obs=state", "total_steps=96",
-    ]  # fmt: skip
-    rl.train(check_config(words), tmp_path / "run", None)
+    rl.train(check_config(SMALL), tmp_path / "run", None)
     return tmp_path / "run"
 
 
@@ -116,6 +118,29 @@ def test_a_run_from_a_gpu_is_tested_on_a_laptop(
     assert "sim_device='cuda'" in capsys.readouterr().err
     evaluate(monkeypatch, *words, "sim_device=cpu")
     assert made[-1]["sim_device"] == "cpu"
+
+
+def test_a_policy_alone_is_tested_in_the_task_that_it_learned(
+    tmp_path: Path, made: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = {"visuals": "strong", "dynamics": "mild", "clip_actions": 0.5,
+               "fidelity": "pixmc", "reward": "sparse"}  # fmt: skip
+    words = [f"env.{key}={value}" for key, value in learned.items()]
+    rl.train(check_config([*SMALL, *words]), tmp_path / "run", None)
+    made.clear()
+    policy, out = tmp_path / "run/checkpoints/last", tmp_path / "out"
+    words = (f"policy={policy}", "episodes=2", "film_episodes=0", f"out={out}")
+    evaluate(monkeypatch, *words)
+    assert learned.items() <= made[-1].items()
+    (out / "eval.json").unlink()
+    evaluate(monkeypatch, *words, "shift=fixed")
+    assert made[-1]["visuals"] == "fixed" and made[-1]["clip_actions"] == 0.5
+    assert [row["shift"] for row in read(out / "eval_shifts.json")["rows"]] == ["fixed"]
+
+
+def test_every_suite_and_other_looks_besides() -> None:
+    plan = command.EvaluateConfig(run=("x",), shift=("every", "light", "strong"))
+    assert plan.shifts == (*command.SUITES, "strong")
 
 
 def test_stop_at_success_is_said_and_kept_apart(

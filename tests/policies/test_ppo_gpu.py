@@ -150,6 +150,14 @@ def test_resume_goes_the_same_way(tmp_path: Path) -> None:
         assert torch.equal(value, weights(resumed[1])[name]), name
 
 
+def test_a_resumed_run_has_the_learning_rate_of_its_config(tmp_path: Path) -> None:
+    config = replace(SMALL, lr_schedule="constant", learning_rate=1e-3)
+    run(state_ppo(config), 160).save_trainer(tmp_path / "trainer.pt")
+    ppo = state_ppo(replace(config, learning_rate=1e-5))
+    ppo.load_trainer(tmp_path / "trainer.pt")
+    assert run(ppo, 320).summary().numbers["train/learning_rate"] == 1e-5
+
+
 def test_stopping_returns_false_and_leaves_the_policy_as_it_was() -> None:
     ppo = state_ppo()
     before, calls = weights(ppo), iter([True, False])
