@@ -22,6 +22,13 @@ from toto_robot import backbone as backbones
 from toto_robot.conf import RLConfig
 from toto_robot.experts import check_expert, make_expert
 
+TORCHS_CHOICE = torch.get_num_threads()
+
+
+def set_threads(threads: int | None) -> None:
+    """Of torch; None: as many as it chose itself (a job before this one may have had another number)."""
+    torch.set_num_threads(threads or TORCHS_CHOICE)
+
 
 def pick_device(config: RLConfig) -> str:
     if config.device != "auto":

@@ -24,7 +24,6 @@ check_siblings()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra  # noqa: E402
-import torch  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
@@ -43,6 +42,7 @@ from toto_robot.build import (  # noqa: E402
     load_frozen,
     make_learner,
     make_task,
+    set_threads,
 )
 from toto_robot.conf import ALGOS, RLConfig, as_plain, fail, register  # noqa: E402
 from toto_robot.evaluate import evaluate_best  # noqa: E402
@@ -121,8 +121,7 @@ def prepare(config: RLConfig, folder: Path) -> tuple[Any, str]:
 def train(config: RLConfig, folder: Path, backbone: Any, gl_renderer: str = "unknown") -> bool:
     """The whole run. `backbone`: a FrozenBackbone, None for obs=state. Writes into `folder`.
     False if a signal stopped it."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     if config.algo != "dagger+ppo":
         return train_part(config, folder, backbone, gl_renderer)
     folder.mkdir(parents=True, exist_ok=True)

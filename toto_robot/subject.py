@@ -11,7 +11,7 @@ import envs
 from envs.options import TaskOptions
 from envs.physics import check_device
 from policies.policy import Policy, load_policy, read_spec, weights_file
-from toto_robot.build import load_frozen, pick_device
+from toto_robot.build import load_frozen, pick_device, set_threads
 from toto_robot.episodes import Suite
 from toto_robot.overrides import check_config, saved_overrides
 
@@ -104,8 +104,7 @@ def subject_of_run(
     sim_device = sim_device or config.env.sim_device
     check_device("sim_device", sim_device)
     chosen = chosen_checkpoint(folder, config.algo, checkpoint)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     policy = load_policy(chosen, load_frozen(config), pick_device(config))
     options = config.task_options()
     return Subject(folder, chosen, policy, config.env.name, options, sim_device, config.seed)
@@ -134,8 +133,7 @@ def subject_of_policy(folder: Path, device: str, sim_device: str | None = None) 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(folder, device=device)
     spec = policy.spec
-    if spec.obs == "state":
-        torch.set_num_threads(1)
+    set_threads(1 if spec.obs == "state" else None)
     options = TaskOptions(
         obs=spec.obs,  # type: ignore[arg-type] # it was one of them when the policy was trained
         image_size=spec.image_size or 128,

@@ -6,6 +6,7 @@ same `hydra.sweep.dir` skips what is finished and goes on with what is half done
 docs/many_seeds.md.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -27,6 +28,19 @@ from toto_robot.subject import first_part, last_part
 
 CHECKED_JOBS = 64  # composed beforehand, to tell of a wrong value before anything runs
 NAMES = {"env": "${env.name}", "backbone": "${backbone.name}", "algo": "${algo}", "obs": "${obs}"}
+
+
+def file_name(value: object) -> str:
+    """An option's value as part of a folder's name: as it is if plain, else its last plain letters and
+    a hash. The same value has the same name in any sweep."""
+    text = str(value)
+    if re.fullmatch(r"[\w.+-]+", text):
+        return text
+    letters = re.sub(r"[^\w.+-]+", "-", text).strip("-.")[-24:]
+    return f"{letters}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+OmegaConf.register_new_resolver("file_name", file_name, replace=True)
 
 _stopped = False  # of this process: after Ctrl-C its further jobs are not begun
 
@@ -92,11 +106,8 @@ def _subdir(swept: Sequence[Override]) -> str:
         key = override.key_or_group
         if key == "seed":
             continue
-        plain = all(re.fullmatch(r"[\w.+-]+", v) for v in override.sweep_string_iterator())
         name = key.rpartition(".")[2]
-        parts.append(
-            NAMES.get(key, f"{name}_${{{key}}}" if plain else f"{name}_${{hydra.job.num}}")
-        )
+        parts.append(NAMES.get(key, f"{name}_${{file_name:${{{key}}}}}"))
     return "_".join([*parts, "s${seed}"])
 
 

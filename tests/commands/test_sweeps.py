@@ -1,6 +1,7 @@
 """Many seeds by one command: folders, failures that stop nobody, going on with half-done sweeps."""
 
 import os
+import re
 import signal
 import sys
 from datetime import datetime
@@ -60,10 +61,28 @@ def test_folders_are_named_by_what_is_swept() -> None:
     )
     assert both["hydra.sweep.dir"] == "'outputs/2026-11-25/12-00-00_sweep'"
     assert both["hydra.sweep.subdir"] == "'${env.name}_${backbone.name}_s${seed}'"
-    assert "gamma_${ppo.gamma}_s${seed}" in folders_of("ppo.gamma=0.9,0.99")["hydra.sweep.subdir"]
-    lists = folders_of("ppo.hidden=[8],[8,8]")["hydra.sweep.subdir"]
-    assert "hidden_${hydra.job.num}_s${seed}" in lists  # a list has no place in a path
+    gammas = folders_of("ppo.gamma=0.9,0.99")["hydra.sweep.subdir"]
+    assert gammas == "'gamma_${file_name:${ppo.gamma}}_s${seed}'"
     assert folders_of("seed=1,2", "hydra.sweep.dir=mine")["hydra.sweep.dir"] == "mine"
+
+
+def test_a_value_has_the_same_name_in_any_sweep_and_none_that_a_path_would_have_to_escape() -> None:
+    assert sweeps.file_name(0.99) == "0.99" and sweeps.file_name("toto-tiny") == "toto-tiny"
+    long = sweeps.file_name("/data/run 7/checkpoints/model.safetensors")
+    assert re.fullmatch(r"[\w.+-]+", long) and "model.safetensors" in long
+    assert long != sweeps.file_name("/data/run 8/checkpoints/model.safetensors")
+    assert re.fullmatch(r"8-8-\w{6}", sweeps.file_name([8, 8]))
+
+
+def test_a_list_may_be_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [word for word in SMALL if not word.startswith("ppo.hidden")]
+    argv = ["toto-rl", "-m", "ppo.hidden=[8],[8,8]", *words, f"hydra.sweep.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as ended:
+        rl.main()
+    assert ended.value.code == 0
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert names == sorted(f"hidden_{sweeps.file_name(v)}_s0" for v in ([8], [8, 8]))
 
 
 @pytest.mark.parametrize(
