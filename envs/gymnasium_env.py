@@ -54,7 +54,8 @@ class SingleTaskEnv(gymnasium.Env):
             raise ValueError(f"render_mode must be one of {modes}, got {render_mode!r}")
         self.render_mode = render_mode
         headless = render_mode != "human"
-        self._vec = envs.make(task, num_envs=1, threads=1, headless=headless, **options)
+        options = {"threads": 1} | options
+        self._vec = envs.make(task, num_envs=1, headless=headless, **options)
         self.metadata = self.metadata | {"render_fps": self._vec.options.control_rate_hz}
         self.observation_space = _space(self._vec)
         self.action_space = self._vec.action_space
@@ -91,6 +92,7 @@ class BatchedTaskEnv(VectorEnv):
     def __init__(self, num_envs: int, task: str, render_mode: str | None = None, **options: Any):
         self.num_envs, self.render_mode = num_envs, render_mode
         self._vec = envs.make(task, num_envs=num_envs, **options)
+        self.metadata = self.metadata | {"render_fps": self._vec.options.control_rate_hz}
         self.single_observation_space = _space(self._vec)
         self.single_action_space = self._vec.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

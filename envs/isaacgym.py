@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import envs
 from envs import spec
 from envs.options import TaskOptions
 from envs.tasks import TASKS, build
@@ -47,7 +48,13 @@ def from_config(cfg: Mapping[str, Any]) -> tuple[str | None, int | None, dict[st
             options[option] = env.pop(key)
     if "controlFrequencyInv" in env:
         every = env.pop("controlFrequencyInv")
-        options["control_rate_hz"] = round(spec.CONTROL_RATE_HZ / every)
+        rate_hz = spec.CONTROL_RATE_HZ / every
+        if rate_hz % 1:
+            raise ValueError(
+                f"env.controlFrequencyInv={every} makes {rate_hz:.4g} decisions a second; expected a "
+                f"divisor of {spec.CONTROL_RATE_HZ:g}"
+            )
+        options["control_rate_hz"] = int(rate_hz)
     options |= _images(env) | _randomisation(task)
     _check_sim(sim)
     for part, left in (("", rest), ("env", env), ("sim", sim), ("task", task)):
@@ -163,7 +170,7 @@ def _construct(
 ) -> VecTask:
     seed = cfg.get("seed", 0)
     rest = {key: value for key, value in cfg.items() if key != "seed"}
-    return make(name, None, sim_device, rl_device, seed, rest, {})
+    return envs.make(name, None, sim_device, rl_device, seed, headless=headless, cfg=rest)
 
 
 isaacgym_task_map: dict[str, Callable[..., VecTask]] = {

@@ -14,7 +14,7 @@ torch.
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class ExportConfig:
 
     out: Path
     backbone: str = "toto-tiny"
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata={"alias": "backbone.weights"})
     layer: int | None = None
     readout: str = "grid"
     grid: int = 8

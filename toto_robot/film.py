@@ -1,6 +1,6 @@
 """Film the simulator for pre-training: `python -m toto_robot.film out=data/films clips=192`.
 
-Every clip is one episode of scripted or random motion, seen by the wrist camera or a third-person
+Every clip is one episode of scripted or random motion (where that ends early, a shorter clip), seen by the wrist camera or a third-person
 one, with nominal or varied colours, lights and camera poses. MP4 at 30 frames/s (every second
 control step), H.264 with full colour resolution: at 128 px a cube is a few pixels wide, and the
 usual 4:2:0 sub-sampling would smear its colour. A batch of clips that is all there is not filmed
@@ -41,7 +41,7 @@ class FilmConfig:
     out: Path = Path("data/films")
     env: str = "franka_pick"
     clips: int = 192
-    frames: int = 240  # per clip
+    frames: int = 240  # per clip, at most
     image_size: int = 128  # px
     wrist: float = 0.75  # share of clips seen by the wrist camera
     varied: float = 0.6  # share of clips with varied colours, lights and camera poses
@@ -63,7 +63,7 @@ class Clip:
     """One MP4 in the making; it gets its name only when it is complete."""
 
     def __init__(self, path: Path, size: int):
-        self.path, self._partial = path, path.with_suffix(".part")
+        self.path, self._partial, self.frames = path, path.with_suffix(".part"), 0
         self._container = av.open(str(self._partial), "w", format="mp4")
         rate = int(spec.CONTROL_RATE_HZ) // CONTROL_STEPS_PER_FRAME
         self._stream = self._container.add_stream(
@@ -75,6 +75,7 @@ class Clip:
     def add(self, image: np.ndarray) -> None:
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         self._container.mux(self._stream.encode(frame))
+        self.frames += 1
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))
@@ -96,11 +97,16 @@ def film_batch(config: FilmConfig, first: int, progress: tqdm) -> list[dict]:
     motions = ScriptedMotions(task, SHARES[config.env], seed=config.seed * 1_000_003 + first)
     clips = [Clip(path, config.image_size) for path in paths]
     cameras = {"wrist": np.flatnonzero(from_wrist), "third_person": np.flatnonzero(~from_wrist)}
+    actions, live = motions.act(), np.ones(count, bool)
+    motion = list(motions.motion)  # of each first episode
     for step in range(config.frames * CONTROL_STEPS_PER_FRAME):
-        task.step(motions.act())
+        _, _, resets, _ = task.step(actions)
+        live &= ~resets.bool().numpy()
+        actions = motions.act()
         if step % CONTROL_STEPS_PER_FRAME:
             continue
-        for camera, worlds in cameras.items():
+        for camera, seen in cameras.items():
+            worlds = seen[live[seen]]
             images = task.render_film(worlds, camera, config.image_size, config.image_size)
             for world, image in zip(worlds, images.numpy(), strict=True):
                 clips[world].add(image)
@@ -109,10 +115,9 @@ def film_batch(config: FilmConfig, first: int, progress: tqdm) -> list[dict]:
         clip.finish()
     task.close()
     return [
-        {"file": path.name, "camera": "wrist" if wrist else "third_person", "varied": bool(vary),
-         "motion": motion, "seed": config.seed}
-        for path, wrist, vary, motion in zip(
-            paths, from_wrist, varied, motions.motion, strict=True)
+        {"file": clip.path.name, "camera": "wrist" if wrist else "third_person",
+         "varied": bool(vary), "motion": name, "frames": clip.frames, "seed": config.seed}
+        for clip, wrist, vary, name in zip(clips, from_wrist, varied, motion, strict=True)
     ]  # fmt: skip
 
 

@@ -65,6 +65,13 @@ class ProbeConfig:
             raise SystemExit(
                 f"env={self.env}: only in franka_pick is there a motion that looks for a cube"
             )
+        whole = ATTENTION_GRID * PATCH_PX
+        if self.image_size < 1 or self.image_size % whole:
+            raise SystemExit(f"image_size={self.image_size}: expected a multiple of {whole} px")
+        if self.backbone == "cnn":
+            raise SystemExit(
+                "backbone=cnn has no frozen layers to probe; a CNN trained end to end is among the rows"
+            )
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def hidden_states(backbone: FrozenBackbone, images: Tensor, label: str) -> list[
         for i, state in enumerate(backbone.hidden_states(batch)):
             if i == len(layers):
                 layers.append([])
-            layers[i].append(average_grid(state, ATTENTION_GRID).half())
+            layers[i].append(backbone.read_out(state[:, None]).squeeze(1).half())
     return [torch.cat(parts) for parts in layers]
 
 
@@ -187,7 +194,10 @@ def patches(images: UInt8[Tensor, "N R R 3"]) -> Float[Tensor, "N T D"]:
 
 def run(config: ProbeConfig) -> dict:
     """Everything that goes into probe.json."""
-    backbone = load_backbone(config.backbone, weights=config.weights, all_layers=True)
+    backbone = load_backbone(
+        config.backbone, weights=config.weights, all_layers=True, grid=ATTENTION_GRID
+    )
+    controls = config.controls and config.backbone != "pixels"  # which has no weights
     train = collect(config, config.frames, config.seed, "frames")
     test = collect(config, config.held_out, config.seed + HELD_OUT_SEED, "held-out frames")
     cnn = fit_cnn(Split(train.images, train.targets, test.images, test.targets))
@@ -203,13 +213,13 @@ def run(config: ProbeConfig) -> dict:
         "pixels": pixel_scores,
         "cnn": score(cnn, test.targets),
     }
-    if config.controls and backbone.reads_images:  # no tokenizer, no decoder
+    if controls and backbone.reads_images:  # no tokenizer, no decoder
         random = load_backbone(config.backbone, weights="random", all_layers=True)
         result["random"] = probe_layers(random, train, test, "random weights")
-    elif config.controls and backbone.trunk.config.patch:  # there is no tokenizer to be random
+    elif controls and backbone.trunk.config.patch:  # there is no tokenizer to be random
         random = with_random_trunk(backbone)
         result["random_decoder"] = probe_layers(random, train, test, "random decoder")
-    elif config.controls:
+    elif controls:
         random = load_backbone(config.backbone, weights="random", all_layers=True)
         result["random"] = probe_layers(random, train, test, "random weights")
         random.encoder = backbone.encoder  # the trained tokenizer's codes

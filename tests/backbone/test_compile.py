@@ -26,6 +26,9 @@ def test_the_whole_pass_is_one_graph(precision: str, monkeypatch: pytest.MonkeyP
         )
 
     monkeypatch.setattr(torch, "compile", trace_only)
+    monkeypatch.setattr(
+        torch._dynamo.config, "recompile_limit", 1
+    )  # so the second shape is beyond it
     compiled = load_backbone(compile=True, precision=precision)
     plain = load_backbone(precision=precision)
     first, second = compiled(frames(2)), compiled(frames(2).flip(0))

@@ -241,6 +241,15 @@ def test_timm_features_are_timms(timm_name: str, side: int, cls: bool) -> None:
     assert timm.is_model(timm_name)
 
 
+def test_a_shortened_timm_model_hands_out_the_states_of_the_blocks_it_has() -> None:
+    timm_or_skip()
+    backbone = load_backbone("dinov2-small", weights="random", layer=2)
+    frames = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+    states = backbone.hidden_states(frames)
+    assert len(states) == 3 and backbone.num_layers == 12
+    torch.testing.assert_close(backbone.read_out(states[-1][:, None])[:, 0], backbone(frames))
+
+
 def test_timm_weights_come_from_a_file(tmp_path: Path) -> None:
     timm = timm_or_skip()
     torch.manual_seed(3)

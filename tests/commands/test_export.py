@@ -57,3 +57,8 @@ def test_options() -> None:
         export.ExportConfig(out=Path("toto.onnx"))
     with pytest.raises(SystemExit, match="batch=0"):
         export.ExportConfig(out=Path("toto.pt2"), batch=0)
+
+
+def test_weights_have_the_name_that_messages_give_them() -> None:
+    config = export.parse(export.ExportConfig, ["out=x.pt2", "backbone.weights=mine.safetensors"])
+    assert config.weights == "mine.safetensors"

@@ -40,6 +40,57 @@ def test_film_writes_clips_and_does_not_film_twice(monkeypatch, tmp_path):
         run(film, monkeypatch, *words[:-1], "seed=4")
 
 
+def test_a_clip_ends_where_its_episode_does(monkeypatch, tmp_path):
+    make, motions = envs.make, []
+
+    def ends_early(*words, **more):
+        task = make(*words, **more)
+        step, steps = task.step, []
+
+        def stepped(actions):
+            obs, rewards, resets, extras = step(actions)
+            steps.append(1)
+            resets = resets.clone()
+            resets[0] |= len(steps) == 4  # as if its cube had fallen
+            task.progress_buf[0] *= len(steps) != 4
+            return obs, rewards, resets, extras
+
+        task.step = stepped
+        return task
+
+    class Watched(ScriptedMotions):
+        def act(self):
+            actions = super().act()
+            motions.append(list(self.motion))
+            return actions
+
+    monkeypatch.setattr(envs, "make", ends_early)
+    monkeypatch.setattr(film, "ScriptedMotions", Watched)
+    run(film, monkeypatch, f"out={tmp_path}", "clips=2", "frames=6", "image_size=64", "seed=5")
+    about = (tmp_path / "franka_pick/clips.jsonl").read_text()
+    rows = [json.loads(line) for line in about.splitlines()]
+    assert [row["frames"] for row in rows] == [2, 6]
+    assert [row["motion"] for row in rows] == motions[0]
+    with av.open(str(tmp_path / "franka_pick/clip_00000.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["image_size=84"], ["image_size=224"], ["backbone=cnn"], ["env=kuka_pick"]]
+)
+def test_probe_refuses_at_once_what_it_cannot_do(words):
+    with pytest.raises(SystemExit, match=words[0].split("=")[0]):
+        probe.parse(probe.ProbeConfig, words)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("mae-small", 13), ("pixels", 1)])
+def test_other_grids_of_tokens_are_probed_too(name, layers):
+    weights = None if name == "pixels" else "random"
+    backbone = load_backbone(name, weights=weights, all_layers=True, grid=probe.ATTENTION_GRID)
+    states = probe.hidden_states(backbone, torch.zeros(1, 128, 128, 3, dtype=torch.uint8), "")
+    assert len(states) == layers and all(state.shape[1] == 64 for state in states)
+
+
 def test_film_refuses_what_it_cannot_do(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="frames=900"):
         run(film, monkeypatch, f"out={tmp_path}", "frames=900")

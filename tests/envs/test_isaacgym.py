@@ -187,6 +187,7 @@ def test_arguments_win_over_the_configuration(make):
         ({"env": {"numEnvs": 2, "liftRewardScale": 4.0}}, "unknown setting env.liftRewardScale"),
         ({"env": {"obs_type": "pixel"}}, "expected one of"),
         ({"sim": {"dt": 0.005}}, "controlFrequencyInv"),
+        ({"env": {"numEnvs": 2, "controlFrequencyInv": 8}}, "=8 makes 7.5 decisions a second"),
         ({"sim": {"gravity": [0, 0, 0]}}, "gravity"),
         ({"sim": {"up_axis": "y"}}, "z is up"),
         ({"env": {"numEnvs": 2}}, "give task= and num_envs="),
@@ -195,6 +196,15 @@ def test_arguments_win_over_the_configuration(make):
 def test_settings_without_meaning_are_refused(cfg, message):
     with pytest.raises(ValueError, match=message):
         envs.make(cfg=cfg)
+
+
+def test_the_task_map_opens_a_window_where_one_is_asked_for(monkeypatch):
+    opened = []
+    monkeypatch.setattr("envs.viewer.Viewer", opened.append)
+    cfg = {"env": {"numEnvs": 1}}
+    assert isaacgym_task_map["FrankaPick"](cfg, "cpu", "cpu").viewer is None and not opened
+    env = isaacgym_task_map["FrankaPick"](cfg, "cpu", "cpu", headless=False)
+    assert opened == [env.engine]
 
 
 def test_pixmcs_wrapper_gives_normalised_images(needs_gl):

@@ -272,6 +272,14 @@ def test_gymnasium_and_sb3_checkers(task, obs, needs_gl):
     env.close()
 
 
+def test_gymnasium_films_at_the_rate_of_control_and_takes_threads():
+    batched = gymnasium.make_vec("toto_robot/FrankaPick-v0", num_envs=2, control_rate_hz=30)
+    single = gymnasium.make("toto_robot/FrankaPick-v0", threads=2, control_rate_hz=30)
+    assert batched.metadata["render_fps"] == single.metadata["render_fps"] == 30
+    batched.close()
+    single.close()
+
+
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_gymnasium_vector_env_reports_the_final_observation(task):
     env = gymnasium.make_vec(f"toto_robot/{task}-v0", num_envs=3)

@@ -96,5 +96,5 @@ def timm_encoder(
     full = encoder.config.layers
     digest = None if weights == "random" else tensors_sha256(encoder.model.state_dict())
     if depth is not None:
-        del encoder.model.blocks[depth:]
+        encoder.truncate(depth)
     return encoder, full, digest

@@ -30,6 +30,7 @@ Readout = Literal["grid", "mean", "last", "tokens", "cls"]
 # (16: an eighth longer), what 64 need is fetched from the system for every operation (a third longer).
 FRAMES_ON_CPU = 8
 FRAMES_ELSEWHERE = 64
+SHAPES = 256  # of batches, that one process may compile
 
 
 class FrozenBackbone(nn.Module):
@@ -195,6 +196,8 @@ class FrozenBackbone(nn.Module):
         """
         on_gpu = self.device.type == "cuda"
         mode = "reduce-overhead" if on_gpu else None
+        limits: Any = torch._dynamo.config  # by torch's own limit the ninth shape is an error
+        limits.recompile_limit = max(limits.recompile_limit, SHAPES)
         run = torch.compile(self.one_pass, fullgraph=True, dynamic=False, mode=mode)
         self._compiled = lambda frames: run(frames).clone()
 

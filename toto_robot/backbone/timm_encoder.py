@@ -1,6 +1,6 @@
 """Any vision transformer of timm as a frozen encoder: pip install "toto-robot[compare]"."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class TimmEncoder(ImageEncoder):
         self.has_cls = bool(getattr(model, "cls_token", None) is not None)
         patch, side = model.patch_embed.patch_size, model.patch_embed.img_size
         self.config = TimmConfig(model.embed_dim, len(model.blocks), patch[0], side[0])
+
+    def truncate(self, depth: int) -> None:
+        """Leave the first `depth` blocks alone."""
+        del self.model.blocks[depth:]
+        self.config = replace(self.config, layers=len(self.model.blocks))
 
     def states(self, frames: UInt8[Tensor, "B R R 3"], depth: int) -> list[Float[Tensor, "B N D"]]:
         x = self.pixels(frames)
