@@ -1,5 +1,6 @@
 """A robot, its cameras and the scene they are in, as `CellConfig` names them."""
 
+import contextlib
 import fcntl
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from real_world.contracts import ARM_JOINTS, Camera, Command, Frame, Robot, Robo
 from real_world.guard import Guard
 from real_world.homing import go_to
 from real_world.pacing import Clock, VirtualClock, WallClock
-from real_world.sim import SimCamera, SimRobot, SimWorld
+from real_world.sim import STILL_M_S, SimCamera, SimRobot, SimWorld
 
 HOME_RAD = np.array(FRANKA.default_pose[:ARM_JOINTS])
 HOME_GRIPPER_M = float(sum(FRANKA.default_pose[ARM_JOINTS:]))
@@ -46,13 +47,20 @@ class Cell:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
+    @property
+    def homes(self) -> bool:
+        """Whether an episode begins with a way home and an open hand: a simulated scene's reset puts the
+        arm at its start, and in a dry run nothing moves."""
+        return self.config.robot != "sim" and not self.config.dry_run
+
     def begin_episode(
         self,
         stop_asked: Callable[[], str],
         home_rad: Float[np.ndarray, " 7"] = HOME_RAD,
         episode: tuple[int, int] | None = None,
     ) -> None:
-        """The arm at home, at rest; a scene begun anew, as the episode (seed, number) if one is named.
+        """The arm at home, at rest (in a dry run where it is); a scene begun anew, as the episode (seed,
+        number) if one is named.
 
         Raises RobotError: it did not get there, or was stopped on the way.
         """
@@ -61,7 +69,7 @@ class Cell:
             raise RobotError(f"no episode was begun: {reason}")
         if self.robot.stopped:
             self.robot.connect()
-        if self.config.robot != "sim":  # whose reset puts the arm at its start
+        if self.homes:
             go_to(self.robot, home_rad, HOME_GRIPPER_M, self.clock, stop_asked=stop_asked)
         if self.world is None:
             return
@@ -87,7 +95,6 @@ class Shadowed:
     def __init__(self, robot: Robot, world: SimWorld):
         self.robot, self.world = robot, world
         self.name, self.rate_hz = robot.name, robot.rate_hz
-        self.stop = robot.stop
         self._gripper_m = HOME_GRIPPER_M
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -125,6 +132,13 @@ class Shadowed:
         self._gripper_m = sent.gripper_m
         return sent
 
+    def stop(self, reason: str) -> None:
+        self.robot.stop(reason)
+        with contextlib.suppress(RobotError):  # of a scene that stands still
+            q, dq = (part[ARM_JOINTS:] for part in self.world.joints())
+            if np.abs(dq).max() > STILL_M_S:  # else they may hold something
+                self._gripper_m = float(q.sum())
+
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:
@@ -135,12 +149,27 @@ class Shadowed:
 
 def only_one(path: Path, what: str) -> IO[str]:
     """A lock on the file `path`, held until it is closed. ValueError: someone else has it."""
-    file = path.open("w")
+    try:
+        file = _shared(path)
+    except PermissionError:
+        raise ValueError(
+            f"{path} is another user's and may not be written: have it removed once nobody uses {what}"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise ValueError(f"another runner uses {what}") from None
+    return file
+
+
+def _shared(path: Path) -> IO[str]:
+    """The file opened to write, for every user. One of another user's in /tmp may be opened, not created
+    (Linux' protected_regular)."""
+    if path.exists():
+        return path.open("r+")
+    file = path.open("w")
+    path.chmod(0o666)
     return file
 
 

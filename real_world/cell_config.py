@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from envs.spec import CONTROL_RATE_HZ, FRANKA
 from real_world.contracts import ARM_JOINTS
-from real_world.limits import Limits
+from real_world.limits import FR3_LOWER, FR3_UPPER, Limits
 
 # Of the arm's base, m: the table of the pick task and what is above it, the cabinet's front.
 SIM_BOX_M = ((-0.1, -0.7, 0.0), (0.95, 0.7, 1.2))
@@ -76,9 +76,14 @@ class CellConfig:
         return self.robot != "franka"
 
     def arm_limits(self) -> Limits:
-        """Those of the task let every action of a simulator's policy through, joints and box apart."""
+        """Those of the task let every action of a simulator's policy through, joints and box apart.
+
+        Joints of an arm behind the driver, a Panda or an FR3, stay where both of them may be.
+        """
         box = (self.box_m[:3], self.box_m[3:]) if self.box_m else SIM_BOX_M
         limits = Limits(box_m=box)
+        if self.robot != "sim":
+            limits = limits.within(FR3_LOWER, FR3_UPPER)
         if (self.limits or ("task" if self.robot == "sim" else "arm")) == "task":
             fastest = tuple(CONTROL_RATE_HZ * step for step in FRANKA.action_step)
             limits = replace(

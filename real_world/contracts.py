@@ -74,8 +74,8 @@ class Robot(Protocol):
         ...
 
     def stop(self, reason: str) -> None:
-        """Come to rest and hold there. From any thread, as often as you like, never raises. Takes no
-        targets afterwards until `connect` is called again."""
+        """Come to rest and hold there, moving fingers too; what is held stays held. From any thread,
+        as often as you like, never raises. Takes no targets afterwards until `connect` is called again."""
         ...
 
     def close(self) -> None:

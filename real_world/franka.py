@@ -6,8 +6,12 @@ Nothing recovers by itself: an arm in an error stays there until a person calls 
 """
 
 import logging
+import math
+import os
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +22,11 @@ from real_world.contracts import ARM_JOINTS, Command, Mode, RobotError, RobotSta
 INSTALL_HINT = (
     "Franka arms need franky-control, which could not be imported ({error}). Type: "
     'pip install -e ".[real]" (PyPI has it for robot server 10, an FR3 of system 5.9 or newer). For '
-    "another server version n (Desk shows it; 5: Panda/FER 4.2.1 or newer): pip install "
-    "franky-control --extra-index-url "
+    "another server version n (Desk shows it; 5: Panda/FER 4.2.1 or newer), afterwards: pip install "
+    "--force-reinstall --no-deps franky-control --extra-index-url "
     "https://timschneider42.github.io/franky/whl/by-robot-server-version/<n>/"
 )
+ANSWER_S = 0.004  # that `read` waits for an arm whose controller has ended
 FROZEN_S = 0.05  # without a step of the robot's clock, which runs at 1 kHz, the link is lost
 STOP_S = 2.0
 # N m/rad. franky damps a joint by 2 sqrt(stiffness), so that it lags behind its target by 2 / sqrt(stiffness)
@@ -29,6 +34,8 @@ STOP_S = 2.0
 STIFFNESS = (2 / SERVO_LAG_S) ** 2
 GUIDED_DAMPING_NMS_RAD = 1.0  # so that an arm that is let go comes to rest
 GRIPPER_MAX_M = 0.08
+MOVES_M = 0.0003  # between two looks, 0.03 s apart: the fingers move, at 0.01 m/s or faster
+SETTLE_S = 0.3  # that closing the hand waits for moving fingers to come to rest
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +92,8 @@ class Franka:
         self._tracker: Any = None
         self._gripper: GripperThread | None = None
         self._lock = threading.Lock()  # between `send` and `stop`: no target after a stop
+        self._asker = ThreadPoolExecutor(1, "franka-asks")
+        self._answer: Future[Any] | None = None
         self._stopped, self._guided = "not connected", False
 
     def connect(self) -> None:
@@ -103,33 +112,31 @@ class Franka:
             tracker = franky.JointImpedanceTracker(  # the last: what fails must leave none running
                 robot, stiffness=self._stiffness, max_delta_tau=self._max_torque_step
             )
-        except franky.Exception as error:
+        except RobotError:
+            raise
+        except (franky.Exception, RuntimeError) as error:
             raise RobotError(
                 f"no arm takes targets at {self.host}: {error}. {_advice(error)}"
             ) from error
         self._clock = (-1.0, time.monotonic())
-        self._stopped, self._guided = "", False
+        self._stopped, self._guided, self._answer = "", False, None
+        self._seen = _unseen("nothing was heard of the arm yet")
         self._robot, self._tracker = robot, tracker  # whole or not at all: other threads `read`
 
     def read(self) -> RobotState:
-        now, robot, tracker, gripper = time.monotonic(), self._robot, self._tracker, self._gripper
+        robot, tracker, gripper = self._robot, self._tracker, self._gripper
         if robot is None or tracker is None:
-            nothing = np.zeros(ARM_JOINTS)
-            return RobotState(
-                q_rad=nothing,
-                dq_rad_s=nothing,
-                gripper_m=0.0,
-                robot_time_s=0.0,
-                received_s=now,
-                mode="lost",
-                message=self._stopped,
-            )
-        state = robot.state
+            return _unseen(self._stopped)
+        try:
+            state, now = self._newest(robot, tracker), time.monotonic()
+        except (self._franky.Exception, RuntimeError, TimeoutError) as error:
+            said = str(error) or f"no answer in {1000 * ANSWER_S:g} ms"
+            return replace(self._seen, mode="lost", message=f"the arm does not answer: {said}")
         robot_time_s = state.time.to_sec()
         if robot_time_s != self._clock[0]:
             self._clock = (robot_time_s, now)
         mode, message = self._mode(robot, tracker, state, now - self._clock[1])
-        return RobotState(
+        self._seen = RobotState(
             q_rad=np.array(state.q, float),
             dq_rad_s=np.array(state.dq, float),
             gripper_m=gripper.width_m if gripper else 0.0,
@@ -138,6 +145,20 @@ class Franka:
             mode=mode,
             message=message,
         )
+        return self._seen
+
+    def _newest(self, robot: Any, tracker: Any) -> Any:
+        """The arm's own state. While the controller runs it is at hand; after that franky asks the arm,
+        a thousandth of a second, or a whole one where nobody answers: then TimeoutError, and the next
+        call waits for the same answer. What went wrong once is raised until `connect`."""
+        answer = self._answer
+        if answer is None and tracker.is_running:  # which waits too while franky asks
+            return robot.state
+        answer = answer or self._asker.submit(lambda: robot.state)
+        self._answer = answer
+        state = answer.result(ANSWER_S)
+        self._answer = None
+        return state
 
     def send(self, command: Command) -> Command:
         check_command(command)
@@ -150,9 +171,9 @@ class Franka:
             q = np.array(command.q_rad, float)
             if not self._guided:
                 self._tracker.set_target(q)
-        width = float(np.clip(command.gripper_m, 0.0, GRIPPER_MAX_M))
-        if self._gripper:
-            self._gripper.move(width)
+            width = float(np.clip(command.gripper_m, 0.0, GRIPPER_MAX_M))
+            if self._gripper:
+                self._gripper.move(width)
         return Command(q, width)
 
     def guide(self, on: bool) -> None:
@@ -168,7 +189,7 @@ class Franka:
 
     def _set_springs(self, on: bool) -> None:
         """They start from where the arm is."""
-        self._tracker.set_target(np.array(self._robot.state.q, float))
+        self._tracker.set_target(self.read().q_rad)
         if on:
             self._tracker.set_gains(stiffness=self._stiffness, damping=self._franky.CRITICAL)
         else:
@@ -181,11 +202,13 @@ class Franka:
             if self._stopped:
                 return
             self._stopped = f"stopped: {reason}"
+            if self._gripper:
+                self._gripper.stop()
             try:  # rest first, on the spot: the spring's end goes to where the arm is
                 if self._guided:
                     self._set_springs(True)
-                self._tracker.set_target(np.array(self._robot.state.q, float))
-            except (RuntimeError, ValueError) as error:
+                self._tracker.set_target(self.read().q_rad)
+            except Exception as error:  # noqa: BLE001 - a stop never raises
                 log.warning("holding the arm after %r failed: %s", reason, error)
 
     def close(self) -> None:
@@ -200,7 +223,7 @@ class Franka:
         def end() -> None:
             try:
                 tracker.stop()  # damped until at rest; then the arm's own brakes and hold
-            except self._franky.Exception as error:
+            except (self._franky.Exception, RuntimeError) as error:
                 log.warning("ending the controller failed: %s", error)
 
         thread = threading.Thread(target=end, name="franka-end", daemon=True)
@@ -232,11 +255,16 @@ class Franka:
             return "reflex", str(state.last_motion_errors or state.current_errors)
         if frozen_s > FROZEN_S:
             return "lost", f"the robot's clock has stood still for {frozen_s * 1e3:.0f} ms"
-        if robot.has_errors:
-            return "reflex", str(state.current_errors)
+        if (errors := str(state.current_errors)) != str(self._franky.Errors()):
+            return "reflex", errors
         if not tracker.is_running:
             return "lost", "the controller ended: " + str(state.last_motion_errors)
         return "ready", ""
+
+
+def _unseen(message: str) -> RobotState:
+    nothing = np.zeros(ARM_JOINTS)
+    return RobotState(nothing, nothing, 0.0, 0.0, time.monotonic(), mode="lost", message=message)
 
 
 def _advice(error: Exception) -> str:
@@ -249,7 +277,7 @@ def _advice(error: Exception) -> str:
 
 
 class GripperThread:
-    """The hand, whose calls block for seconds: the last width asked for wins."""
+    """The hand, whose calls block for seconds: the last width (m) asked for wins, until `stop`."""
 
     def __init__(self, hand: Any, speed_m_s: float, deadband_m: float):
         self._hand, self._speed, self._deadband = hand, speed_m_s, deadband_m
@@ -257,7 +285,8 @@ class GripperThread:
         self._wanted_m: float | None = None
         self._moved_to_m = self.width_m
         self._news = threading.Condition()
-        self._closing = False
+        self._stopped = self._busy = False
+        self._over_s = math.inf  # when nobody looks at the fingers any more
         self._threads = [
             threading.Thread(target=work, name=f"franka-{work.__name__}", daemon=True)
             for work in (self._run, self._watch)
@@ -270,27 +299,33 @@ class GripperThread:
         with self._news:
             last = self._moved_to_m if self._wanted_m is None else self._wanted_m
             at_end = width_m in (0.0, GRIPPER_MAX_M) and width_m != last
-            if at_end or abs(width_m - last) >= self._deadband:
+            if not self._stopped and (at_end or abs(width_m - last) >= self._deadband):
                 self._wanted_m = width_m
                 self._news.notify()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """No width is gone to any more, and fingers that move come to rest. Fingers at rest are left
+        alone: they may hold something, and the hand's own stop lets go of what it holds."""
         with self._news:
-            self._closing = True
+            self._stopped, self._wanted_m = True, None
             self._news.notify()
+
+    def close(self) -> None:
+        self.stop()
+        self._over_s = time.monotonic() + (SETTLE_S if self._busy else 0.0)
         for thread in self._threads:
             thread.join(0.5)  # a call that blocks ends by itself
 
     def _run(self) -> None:
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._closing or self._wanted_m is not None)
-                if self._closing:
+                self._news.wait_for(lambda: self._stopped or self._wanted_m is not None)
+                if self._stopped:
                     return
                 width, self._wanted_m = self._wanted_m, None
                 assert width is not None
                 closes = width < self._moved_to_m
-                self._moved_to_m = width
+                self._moved_to_m, self._busy = width, True
             try:
                 # A grasp stops at what is between the fingers and holds it; a move would fail there.
                 if closes:
@@ -298,14 +333,40 @@ class GripperThread:
                 else:
                     self._hand.move(width, self._speed)
             except Exception as error:  # noqa: BLE001 - a hand that fails must not end the arm's run
-                self.failures += 1
-                log.warning("the gripper did not reach %.3f m: %s", width, error)
+                if not self._stopped:
+                    self.failures += 1
+                    log.warning("the gripper did not reach %.3f m: %s", width, error)
+            self._busy = False
 
     def _watch(self) -> None:
-        while not self._closing:
+        while time.monotonic() < self._over_s:
             try:
-                self.width_m = float(self._hand.width)
+                state, before_m = self._hand.state, self.width_m
+                self.width_m = float(state.width)
+                moves = abs(self.width_m - before_m) > MOVES_M
             except Exception as error:  # noqa: BLE001 - as above; the last width stays
                 log.warning("the gripper cannot be read: %s", error)
                 return
+            if self._stopped and moves and not state.is_grasped:
+                self._halt()  # does not always reach the hand: again while they move
             time.sleep(0.03)
+
+    def _halt(self) -> None:
+        try:
+            share_core(self._threads)
+            self._hand.stop()
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("the gripper did not stop: %s", error)
+
+
+def share_core(threads: list[threading.Thread]) -> None:
+    """Run these threads on one core, where there is a choice.
+
+    A call of libfranka that waits for the hand holds a lock, and lets go of it every 10 ms for less time
+    than a thread on another core needs to wake up: there a stop would wait until the fingers are shut.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        core = {min(os.sched_getaffinity(0))}
+        for thread in threads:
+            if thread.native_id is not None and thread.is_alive():
+                os.sched_setaffinity(thread.native_id, core)

@@ -57,6 +57,7 @@ def _serve(pipe: Any, q_rad: tuple[float, ...], gripper_m: float) -> None:
         from franky_sim.mujoco_simulator import MujocoSimulator
         from franky_sim.simulation_server import SimulationServer
 
+        _answer_what_is_stopped()
         with MujocoSimulator() as simulator:
             robot = simulator.add_robot(initial_q=q_rad, initial_hand_width=gripper_m)
             with SimulationServer(simulator) as server:
@@ -68,3 +69,23 @@ def _serve(pipe: Any, q_rad: tuple[float, ...], gripper_m: float) -> None:
                     return
     except ImportError as error:
         pipe.send(str(error))
+
+
+def _answer_what_is_stopped() -> None:
+    """A real hand answers a call that a stop ends: "aborted". franky-sim leaves it waiting for ever."""
+    from franky_sim.franka_gripper_protocol import GripperCommandStatus
+    from franky_sim.franka_gripper_server import FrankaGripperServer
+    from franky_sim.franka_server import BaseCommand
+
+    stop = FrankaGripperServer.stop
+
+    def stop_and_answer(self: Any, command_id: int, tcp_socket: Any) -> None:
+        running = self._pending_tcp_socket, self._pending_command_type, self._pending_command_id
+        stop(self, command_id, tcp_socket)
+        if running[0] is not None:
+            aborted = GripperCommandStatus.kAborted
+            BaseCommand.send_response(
+                *running, aborted, command_type_struct="H", status_type_struct="H"
+            )
+
+    FrankaGripperServer.stop = stop_and_answer

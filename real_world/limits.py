@@ -13,7 +13,7 @@ A target that is outside at the start (an arm put there by hand) may only move b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -25,12 +25,15 @@ from real_world.kinematics import hand_position
 Row = tuple[float, ...]
 Box = tuple[Row, Row]
 BISECTIONS = 20
+# Ends of an FR3's joints, rad, which are not a Panda's everywhere.
+FR3_LOWER = (-2.7437, -1.7837, -2.9007, -3.0421, -2.8065, 0.5445, -3.0159)
+FR3_UPPER = (2.7437, 1.7837, 2.9007, -0.1518, 2.8065, 4.5169, 3.0159)
 EVENTS = ("joint", "speed", "acceleration", "box", "gripper")  # which limit changed a target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of joint targets. Rows run over the 7 joints.
+    """Limits of joint targets. Rows run over the 7 joints; their ends are those of the simulated Panda.
 
     Speeds: 9/10 of what Franka's documents allow (2.175 rad/s for joints 1 to 4, 2.61 for the others).
     `box_m` has no wide default on purpose: it is the room that the arm may use, low and high corner
@@ -59,6 +62,12 @@ class Limits:
             raise ValueError(f"margin_rad={self.margin_rad} leaves a joint no room to move")
         if min(*self.speed_rad_s, *self.acceleration_rad_s2, self.gripper_speed_m_s) <= 0:
             raise ValueError("speeds and accelerations must be positive")
+
+    def within(self, lower_rad: Row, upper_rad: Row) -> "Limits":
+        """The same, with joints that stay inside these ends (rad) as well."""
+        lower = tuple(np.maximum(self.lower_rad, lower_rad).tolist())
+        upper = tuple(np.minimum(self.upper_rad, upper_rad).tolist())
+        return replace(self, lower_rad=lower, upper_rad=upper)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,6 @@ class EpisodeLoop:
 
     def run(self) -> Outcome:
         """One episode; never raises for what can go wrong on the way: the arm holds then."""
-        self.robot.hold_here()
         self._plans, self._states = BlendedPlans(self.options.blend), deque(maxlen=HISTORY)
         self._asked, self._asked_from = -self.options.replan_every, np.zeros(FRANKA.num_actions)
         for sight in self._sights:
@@ -137,6 +136,7 @@ class EpisodeLoop:
         before, start_s = dict(self.robot.events), self.clock.now()
         fault, reason = True, ""
         try:
+            self.robot.hold_here()
             self._thinker.begin()
             start_s = self._acted_s = self.clock.now()
             reason = self._play(self._thinker, start_s)

@@ -1,9 +1,10 @@
 """Record demonstrations on an arm: `python real_world/record_demos.py robot=sim device=expert n=240`.
 
-The arm goes home, a key (or nothing, `start=auto`) starts an episode, a person or an expert moves the
-arm through the guard's limits, and the simulator, or the person by a key, says how it ended:
+A key (or nothing, `start=auto`) opens the hand and moves the arm home, once more it starts an episode, a
+person or an expert moves the arm through the guard's limits, and the simulator, or the person by a key,
+says how it ended:
 
-    enter start   s success   f failure   d discard   q quit   space: stop at once, and end the command
+    enter go home, start   s success   f failure   d discard   q quit   space: stop at once, and end the command
 
 Every episode is a file of its own (`real_world.recorder`), complete or repaired at the next start. The
 same command goes on until `n` successes are there. `python -m toto_robot.convert source=<out>` makes
@@ -36,7 +37,7 @@ from real_world.loop import EpisodeLoop, LoopOptions, Outcome
 from real_world.measures import NAMES, StepMeasures
 from real_world.pacing import no_pauses
 from real_world.recorder import Recorder
-from real_world.teleop import HandGuide, SceneExpert, Teleoperator, Verdict
+from real_world.teleop import HOMING, HandGuide, SceneExpert, Teleoperator, Verdict
 from toto_robot.backbone.weights import nearest
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
@@ -85,6 +86,10 @@ class RecordConfig(CellConfig):
             raise ValueError("device=expert sees the whole scene: it needs robot=sim or franky-sim")
         if self.device != "expert" and not self.paced:
             raise ValueError(f"paced=false device={self.device}: a person needs real time")
+        if self.device == "kinesthetic" and self.dry_run:
+            raise ValueError(
+                "dry_run=true device=kinesthetic: an arm that is led moves. Leave one out"
+            )
         if self.device == "kinesthetic":
             self.torque_threshold_nm = self.torque_threshold_nm or HAND_TORQUE_NM
             self.force_threshold_n = self.force_threshold_n or HAND_FORCE_N
@@ -161,11 +166,19 @@ class Session:
     def record(self) -> str:
         """Episodes until there are `n` successes; returns why it ended otherwise, or ""."""
         config, new = self.config, 0
+        if self.kept >= config.n:
+            tqdm.write(
+                f"nothing to record: {config.folder} holds {self.kept} demonstrations, n={config.n}. "
+                "For more, a larger n= or another folder, out="
+            )
         with tqdm(total=config.n, initial=self.kept, unit="demo", desc="recording") as bar:
             while self.kept < config.n:
-                self._home()
-                if not self._started():
+                if self.cell.homes and not self._allowed(HOMING):
                     return self._stop_asked()
+                self._home()
+                if not self._allowed("starts it"):
+                    return self._stop_asked()
+                self._check_home()
                 outcome = self._episode()
                 bar.update(self.kept - bar.n)
                 new += outcome.success is True
@@ -182,14 +195,11 @@ class Session:
         name = (self.config.seed, len(self.rows))
         self.cell.begin_episode(self._stop_asked, self.config.home, name)
 
-    def _started(self) -> bool:
-        """Wait for the start key, the arm at home; False: to quit."""
+    def _allowed(self, does: str) -> bool:
+        """Wait for the person's key, if there is one; False: to quit, or to stop."""
         if self.config.by_key:
-            tqdm.write(f"episode {len(self.rows)}: enter starts it, q quits")
-        started = self.verdict.wait(self.cell.clock, self._stop_asked, self.config.by_key)
-        if started:
-            self._check_home()
-        return started
+            tqdm.write(f"episode {len(self.rows)}: enter {does}, q quits")
+        return self.verdict.wait(self.cell.clock, self._stop_asked, self.config.by_key)
 
     def _check_home(self) -> None:
         state = self.cell.robot.read()

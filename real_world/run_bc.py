@@ -4,7 +4,7 @@ Without words it runs the policy that we ship in the simulated arm, in real time
 camera=realsense-software` is the whole stack of the real arm and camera without either. In a terminal:
 
     space: stop at once, and end the run   s success   f failure   q quit after this episode
-    enter: start the next episode (start=key, the default of a real arm)
+    enter: open the hand and go home, and once more: start the episode (start=key, the default of a real arm)
 """
 
 import json
@@ -34,7 +34,7 @@ from real_world.run_config import RunConfig, cameras_of, check_policy, loop_opti
 from real_world.run_files import write_options
 from real_world.run_report import write_run_report
 from real_world.sim import SimWorld
-from real_world.teleop import Verdict
+from real_world.teleop import HOMING, Verdict
 from toto_robot.cli import parse
 from toto_robot.runs import StopSignal, success_report, write_json
 
@@ -146,7 +146,7 @@ class Session:
             config, cell, recorder, live, out,
         )  # fmt: skip
         self._signal, self._keys, self.verdict = stop, keys, Verdict(keys)
-        self._playing = False
+        self._moving = False
         self.rows: list[dict[str, Any]] = []
         self._joints: list[np.ndarray] = []  # of the scene, for its film
         self.loop = EpisodeLoop(
@@ -164,10 +164,13 @@ class Session:
         return True if world.success else (False if world.failed else None)
 
     def _stop_asked(self) -> str:
-        key = self.config.deadman_key
-        if self._playing and key and not self._keys.held(key):
-            return f"{key} was let go"
+        if self._moving and not self._held():
+            return f"{self.config.deadman_key} was let go"
         return self._keys.stop_asked() or ("signal" if self._signal.requested else "")
+
+    def _held(self) -> bool:
+        key = self.config.deadman_key
+        return not key or self._keys.held(key)
 
     def _record(self, row: Mapping[str, Any]) -> None:
         row = {**row, **self._measures()}
@@ -180,19 +183,24 @@ class Session:
     def episode(self, number: int) -> Outcome | None:
         """Home, play, keep the file and the film; None: the person quits."""
         self._joints.clear()
+        if self.cell.homes and not self._allowed(f"episode {number}", HOMING):
+            return None
         try:
+            self._moving = self.cell.homes
             self.cell.begin_episode(self._stop_asked)
         except RobotError as error:
             return self._kept(number, Outcome(None, str(error), True, 0, 0.0))
-        if not self._started(number):
+        finally:
+            self._moving = False
+        if not self._allowed(f"episode {number}", "starts it"):
             return None
         self.recorder.begin(policy=str(self.config.policy), seed=self.config.seed)
         self.live.begin(number)
         self._measures()  # what came before, homing say, is no step's
-        self._playing = True
+        self._moving = True
         with no_pauses():
             outcome = self.loop.run()
-        self._playing = False
+        self._moving = False
         timed_out = outcome.end_reason == "time limit" and self.cell.world is not None
         if outcome.success is None and (outcome.fault or timed_out):
             outcome.success = (
@@ -202,12 +210,15 @@ class Session:
             outcome.success = False
         return self._kept(number, outcome)
 
-    def _started(self, number: int) -> bool:
-        if self.config.by_key:
-            tqdm.write(f"episode {number}: enter starts it, q quits")
-        started = self.verdict.wait(self.cell.clock, self._stop_asked, self.config.by_key)
+    def _allowed(self, what: str, does: str) -> bool:
+        """Wait for the person's key, where there is one; False: to quit, or to stop."""
+        by_key, deadman = self.config.by_key, self.config.deadman_key
+        keys = ["enter"] * by_key + [f"holding {deadman}"] * bool(deadman)
+        if keys:
+            tqdm.write(f"{what}: {', then '.join(keys)} {does}, q quits")
+        allowed = self.verdict.wait(self.cell.clock, self._stop_asked, by_key, self._held)
         self.verdict.begin()
-        return started
+        return allowed
 
     def _kept(self, number: int, outcome: Outcome) -> Outcome:
         """File, film, line of `episodes.jsonl`."""
@@ -290,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = parse(RunConfig, sys.argv[1:] if arguments is None else arguments)
         config.out = config.out or new_folder()
         report = run(config)
-    except (ValueError, FileNotFoundError, *REFUSALS) as error:
+    except (ValueError, FileNotFoundError, ImportError, *REFUSALS) as error:
         raise SystemExit(f"run_bc: {error}") from None
     print(summary(report))
     _page(config.out)

@@ -25,6 +25,7 @@ from real_world.contracts import (
 from real_world.pacing import Clock, Pacer, VirtualClock
 
 TICK_HZ = 60
+STILL_M_S = 0.005  # of a finger
 FOREVER = 10**9  # steps: here the loop ends an episode, not the task
 
 
@@ -164,9 +165,12 @@ class SimRobot:
         if not self._open or self._stopped:
             return
         self._stopped = reason
-        q, _ = self.world.joints()
+        q, dq = self.world.joints()
         with self.world.lock:
             self._waiting.clear()
+            held = np.abs(dq[ARM_JOINTS:]).max() < STILL_M_S  # fingers at rest may hold something
+            if held:
+                q[ARM_JOINTS:] = self.world.target[ARM_JOINTS:]
             self.world.target = torch.tensor(q, dtype=torch.float32)
 
     def close(self) -> None:

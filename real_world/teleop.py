@@ -22,6 +22,7 @@ from real_world.kinematics import joint_speeds
 from real_world.pacing import Clock
 from real_world.sim import SimWorld
 
+HOMING = "opens the hand, which lets go of what it holds, and moves the arm home"
 POLL_S = 0.02  # of a key that starts an episode
 LEAD_RAD = 0.3  # of the targets before the measured joints: an arm that is held pushes no harder
 
@@ -174,12 +175,19 @@ class Verdict:
         self.discard = self.start = False
         self._keys.pressed()  # what was typed before does not count
 
-    def wait(self, clock: Clock, stop_asked: Callable[[], str], by_key: bool) -> bool:
-        """Until an episode may start: at once, or by key; False: to quit, or to stop."""
+    def wait(
+        self,
+        clock: Clock,
+        stop_asked: Callable[[], str],
+        by_key: bool,
+        held: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Until the arm may move: at once, or by key, and then once `held` says so; False: to quit, or
+        to stop."""
         self.begin()
         while not self.quit and not stop_asked():
             self.listen()
-            if self.start or not by_key:
+            if (self.start or not by_key) and held():
                 return True
             clock.sleep_until(clock.now() + POLL_S)
         return False

@@ -47,8 +47,8 @@ def test_a_clip_ends_where_its_episode_does(monkeypatch, tmp_path):
         task = make(*words, **more)
         step, steps = task.step, []
 
-        def stepped(actions):
-            obs, rewards, resets, extras = step(actions)
+        def stepped(actions, draw=True):
+            obs, rewards, resets, extras = step(actions, draw)
             steps.append(1)
             resets = resets.clone()
             resets[0] |= len(steps) == 4  # as if its cube had fallen

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from real_world.cell import (
 )
 from real_world.cell_config import CellConfig
 from real_world.contracts import CameraError, Command, Frame, RobotError
+from real_world.guard import Guard
 from real_world.homing import NEAR_RAD, go_to
-from real_world.pacing import WallClock
+from real_world.limits import FR3_LOWER, FR3_UPPER
+from real_world.pacing import VirtualClock, WallClock
 from real_world.realsense_twin import write_recording
 from real_world.replay import ReplayConfig
 from real_world.run_bc import main, run
@@ -82,6 +85,28 @@ def test_a_real_arm_keeps_to_its_limits_and_a_simulated_one_may_do_what_its_task
     assert CellConfig(robot="franky-sim").arm_limits().speed_rad_s == arm.speed_rad_s
 
 
+def test_joints_of_an_arm_behind_the_driver_stay_where_panda_and_fr3_may_both_be():
+    simulated, driven = CellConfig().arm_limits(), CellConfig(robot="franky-sim").arm_limits()
+    assert simulated.lower_rad == FRANKA.lower[:7] and simulated.upper_rad == FRANKA.upper[:7]
+    assert driven.lower_rad == (-2.7437, -1.7628, -2.8973, -3.0421, -2.8065, 0.5445, -2.8973)
+    assert driven.upper_rad == (2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973)
+    real = CellConfig(robot="franka", host="h", box_m=BOX, camera="realsense").arm_limits()
+    assert (real.lower_rad, real.upper_rad) == (driven.lower_rad, driven.upper_rad)
+    room = np.minimum(HOME_RAD - real.lower_rad, real.upper_rad - HOME_RAD)
+    assert (room > real.margin_rad).all()  # home is inside
+
+
+def test_fr3s_ends_are_those_of_the_simulated_one():
+    need("franky_sim")
+    import franky_sim
+
+    text = (Path(franky_sim.__file__).parent / "assets/fr3.xml").read_text()
+    ends = re.findall(r'joint name="fr3_joint\d"[^>]*? range="(\S+) (\S+)"', text)
+    assert [tuple(map(float, pair)) for pair in ends] == list(
+        zip(FR3_LOWER, FR3_UPPER, strict=True)
+    )
+
+
 def test_the_policy_is_shown_the_middle_square():
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 8:56] = 200  # the square
@@ -123,6 +148,53 @@ def test_homing_stops_when_asked_and_when_the_arm_does_not_come():
             go_to(cell.robot, HOME_RAD + 0.3, 0.0, cell.clock)
 
 
+def test_homing_takes_the_time_that_the_limits_leave_it():
+    with open_cell(simulated(limits="arm", speed_share=0.05), "franka_pick", [], 32, 30) as cell:
+        start_s = cell.clock.now()
+        go_to(cell.robot, HOME_RAD + 0.4, HOME_GRIPPER_M, cell.clock)
+        assert cell.clock.now() - start_s > 0.4 / (0.05 * 1.95)
+        assert "speed" not in cell.robot.events
+
+
+def test_a_lost_arm_is_not_said_to_be_held_up():
+    clock = VirtualClock()
+    arm = Arm(clock)
+    guard = Guard(arm, CellConfig().arm_limits(), clock=clock)
+    guard.connect()
+    arm.mode = "lost"
+    with pytest.raises(RobotError, match="homing: lost") as said:
+        go_to(guard, HOME_RAD + 0.3, 0.0, clock)
+    assert "in the way" not in str(said.value)
+    guard.close()
+
+
+def test_a_dry_run_does_not_go_home():
+    clock = VirtualClock()
+    arm = Arm(clock)
+    arm.q = HOME_RAD + 0.5
+    guard = Guard(arm, CellConfig().arm_limits(), clock=clock, dry_run=True)
+    guard.connect()
+    assert go_to(guard, HOME_RAD, HOME_GRIPPER_M, clock) == pytest.approx(0.5)
+    assert arm.sent == [] and not guard.stopped
+    np.testing.assert_array_equal(guard.target.q_rad, arm.q)  # the policy begins from there
+    guard.close()
+
+
+def test_a_stop_of_the_simulated_arm_keeps_what_its_fingers_hold():
+    with open_cell(simulated(), "franka_pick", [], 32, 30) as cell:
+        assert cell.world is not None
+        robot, clock = cell.robot.robot, cell.clock
+        for gripper_m, wait_s in ((0.0, 0.1), (0.0, 1.0)):
+            robot.send(Command(HOME_RAD, gripper_m))
+            clock.sleep_until(clock.now() + wait_s)
+            robot.stop("space")
+            wanted_m = float(cell.world.target[7:].sum())
+            is_m = robot.read().gripper_m
+            moving = wait_s < 0.5
+            assert wanted_m == pytest.approx(is_m if moving else gripper_m, abs=1e-6)
+            robot.connect()
+
+
 def test_an_arm_that_was_stopped_between_episodes_stays_stopped():
     with open_cell(simulated(), "franka_pick", ["wrist"], 32, 30) as cell:
         with pytest.raises(RobotError, match="no episode was begun: space was pressed"):
@@ -135,6 +207,16 @@ def test_a_second_runner_of_the_same_arm_is_refused(tmp_path):
     with only_one(tmp_path / "arm", "the arm"), pytest.raises(ValueError, match="uses the arm"):
         only_one(tmp_path / "arm", "the arm")
     only_one(tmp_path / "arm", "the arm").close()
+    assert (tmp_path / "arm").stat().st_mode & 0o777 == 0o666  # every user of the computer
+
+
+def test_a_lock_that_may_not_be_opened_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match="another user's"):
+        only_one(tmp_path / "arm", "the arm")
 
 
 def test_a_cell_that_does_not_open_closes_what_was_open(tmp_path):

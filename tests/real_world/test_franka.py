@@ -6,13 +6,14 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from envs.spec import FRANKA, SERVO_LAG_S
 from real_world.contracts import Command, RobotError
-from real_world.franka import Franka
+from real_world.franka import INSTALL_HINT, Franka, GripperThread, _advice
 from real_world.franka_twin import FrankaTwin
 from tests.real_world.makers import need
 
@@ -96,6 +97,80 @@ def test_stop_from_another_thread_holds_until_connect(arm):
     assert arm.read().mode == "lost"
 
 
+@pytest.mark.parametrize("width", [0.0, 0.08])
+def test_a_stop_stops_the_fingers_too(arm, width):
+    here = arm.read()
+    arm.send(Command(here.q_rad, 0.04))
+    wait_until(lambda: not arm._gripper._busy and abs(arm.read().gripper_m - 0.04) < 0.005)
+    arm.send(Command(here.q_rad, width))
+    wait_until(lambda: abs(arm.read().gripper_m - 0.04) > 0.008)
+    arm.stop("space bar")
+    time.sleep(1.2)  # in which they would be there: 0.03 m at 0.05 m/s
+    assert abs(arm.read().gripper_m - width) > 0.015
+    assert not arm._gripper._busy, "what is stopped is over"
+    arm.connect()
+    arm.send(Command(arm.read().q_rad, 0.04))
+    wait_until(lambda: abs(arm.read().gripper_m - 0.04) < 0.005)
+
+
+def test_another_servers_library_replaces_the_one_that_is_there():
+    assert "--force-reinstall" in INSTALL_HINT
+    assert "--force-reinstall" in _advice(RuntimeError("IncompatibleVersionException"))
+
+
+class Hand:
+    """A hand whose calls last until `ends`, and that notes what it is told."""
+
+    def __init__(self, **state):
+        self.calls, self.ends = [], threading.Event()
+        self._state = {"width": 0.04, "is_grasped": False, **state}
+
+    def __getattr__(self, name):
+        return self._state[name]
+
+    @property
+    def state(self):
+        self._state["width"] -= self._state.get("closes_m", 0.0)
+        return SimpleNamespace(**self._state)
+
+    def grasp(self, width, *_):
+        self.calls.append(width)
+        self.ends.wait(5)
+
+    move = grasp
+
+    def stop(self):
+        self.calls.append("stop")
+        if self.calls.count("stop") < self._state.get("deaf", 0):
+            raise RuntimeError("command aborted")
+        self._state["closes_m"] = 0.0
+        self.ends.set()
+
+
+@pytest.mark.parametrize(
+    ("state", "stops"),
+    [
+        ({"closes_m": 0.001}, ["stop"]),
+        ({"closes_m": 0.001, "deaf": 3}, ["stop"] * 3),
+        ({}, []),
+        ({"closes_m": 0.001, "is_grasped": True}, []),
+    ],
+)
+def test_a_stop_lets_nothing_fall(state, stops):
+    """The real hand's own stop takes the force off what it holds, and does not go on by itself."""
+    hand = Hand(**state)
+    thread = GripperThread(hand, 0.05, 0.005)
+    thread.move(0.0)
+    wait_until(lambda: hand.calls)
+    thread.move(0.08)  # waits for the grasp to end
+    thread.stop()
+    thread.move(0.02)
+    time.sleep(0.2)
+    hand.ends.set()
+    thread.close()
+    assert hand.calls == [0.0, *stops]
+
+
 @pytest.mark.parametrize(("says", "mode"), [("Reflex", "reflex"), ("UserStopped", "user_stopped")])
 def test_modes_that_take_no_targets(arm, says, mode):
     class Said:
@@ -143,6 +218,17 @@ def test_a_dead_robot_shows_within_a_tenth_of_a_second_of_its_last_state():
         assert 0.05 < time.monotonic() - lost.received_s < 0.2
         with pytest.raises(RobotError, match="lost"):
             arm.send(Command(lost.q_rad, 0.02))
+        time.sleep(
+            1.5
+        )  # the controller has ended by then: franky asks the arm, in vain, for a second
+        times_s = []
+        for _ in range(20):
+            start_s = time.monotonic()
+            assert arm.read().mode == "lost"
+            times_s.append(time.monotonic() - start_s)
+            time.sleep(0.1)
+        assert np.median(times_s) < 0.006 and max(times_s) < 0.1
+        np.testing.assert_allclose(arm.read().q_rad, lost.q_rad)
         arm.stop("lost")
         arm.close()
 

@@ -39,6 +39,17 @@ def cell(policy, clock=None, hz=30, watchdog_s=1e9, **given):
     return loop, arm, eye, rows
 
 
+def test_an_arm_that_is_gone_before_an_episode_is_a_fault_of_the_episode():
+    loop, arm, _, rows = cell(Steady())
+
+    def gone():
+        raise RobotError("the simulated world stands still")
+
+    arm.read = gone
+    outcome = loop.run()
+    assert outcome.fault and "stands still" in outcome.end_reason and not rows and arm.stops
+
+
 def test_a_policy_moves_the_simulated_arm_as_it_does_in_training():
     """The same actions through the loop and through the batched task: the same joints."""
     rng = np.random.default_rng(0)

@@ -55,6 +55,26 @@ def test_the_expert_records_and_the_same_command_goes_on(tmp_path, capsys):
         main(["paced=false", "n=3", "rate_hz=20", f"out={tmp_path}", "keys=none"])
 
 
+def test_when_everything_is_recorded_it_says_how_to_go_on(tmp_path, capsys):
+    options = ["paced=false", "n=1", f"out={tmp_path}", "keys=none"]
+    main(options)
+    assert "nothing to record" not in capsys.readouterr().out
+    main(options)
+    said = capsys.readouterr().out
+    assert "nothing to record" in said and "n=" in said and "out=" in said
+    assert len(files(tmp_path)) == 1
+
+
+def test_nothing_moves_before_the_key(monkeypatch, tmp_path, capsys):
+    """The way home opens the hand, which may hold something of the episode before."""
+    typist = Typist()
+    monkeypatch.setattr(typist, "pressed", lambda: ["q"])
+    monkeypatch.setattr(Cell, "homes", True)
+    monkeypatch.setattr(Cell, "begin_episode", lambda *_: pytest.fail("it moves"))
+    by_hand(monkeypatch, typist, tmp_path, n=1)
+    assert "enter opens the hand" in capsys.readouterr().out
+
+
 def test_a_person_moves_the_hand_and_says_success(monkeypatch, tmp_path):
     typist = Typist(
         held=lambda step: ["up"] if step <= 30 else [],
@@ -149,6 +169,7 @@ def test_sigterm_in_an_episode_ends_it_and_keeps_what_was_recorded(monkeypatch, 
         ("device=keyboard keys=none", "needs keys"),
         ("device=spacemouse start=auto keys=none", "pyspacemouse|SpaceMouse"),
         ("device=kinesthetic start=auto keys=none", "cannot be led by hand"),
+        ("device=kinesthetic dry_run=true", "an arm that is led moves"),
         ("home_rad=1,2", "7 numbers"),
         ("env=franka_pik", "franka_pick"),
         ("n=0", "n=0"),

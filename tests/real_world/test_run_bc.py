@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
 from policies.demonstrations import DemonstrationFile
@@ -199,6 +200,64 @@ def test_a_dead_mans_key_that_is_let_go_stops_the_arm(tmp_path, typed):
     report = run(replace(SHORT, deadman_key="j", out=tmp_path))
     (episode,) = report["episodes"]
     assert episode["end_reason"] == "stopped: j was let go" and episode["steps"] < 12
+
+
+@pytest.fixture
+def homing(monkeypatch):
+    """The simulated arm homes as a real one does; how many keys were asked for when it began."""
+    began, go_to = [], cell.go_to
+    monkeypatch.setattr(cell.Cell, "homes", True)
+
+    def of(keys):
+        def go(*args, **options):
+            began.append(keys.calls)
+            return go_to(*args, **options)
+
+        monkeypatch.setattr(cell, "go_to", go)
+        return began
+
+    return of
+
+
+def test_nothing_moves_before_the_key(tmp_path, typed, homing, capsys):
+    keys = typed(Script({6: "enter", 12: "enter"}, quits=40))
+    began = homing(keys)
+    report = run(replace(SHORT, start="key", out=tmp_path))
+    assert began[0] >= 6 and report["episodes"][0]["steps"] and keys.calls >= 12
+    said = capsys.readouterr().out
+    assert said.index("enter opens the hand") < said.index("enter starts it")
+
+    keys = typed(Script({}, quits=3))
+    began = homing(keys)
+    began.clear()
+    assert run(replace(SHORT, start="key", out=tmp_path / "quit"))["episodes"] == []
+    assert began == []
+
+
+def test_a_dead_mans_key_counts_on_the_way_home_and_is_waited_for(tmp_path, typed, homing):
+    looks = iter(range(10**6))
+    keys = typed(Script({}, held=lambda call: call >= 5 and next(looks) < 10))
+    began = homing(keys)
+    report = run(replace(SHORT, deadman_key="j", out=tmp_path))
+    assert len(began) == 1 and began[0] >= 5
+    assert report["fault"] == "homing: j was let go" and report["episodes"][0]["steps"] == 0
+
+
+def test_a_dry_run_records_what_would_be_sent_and_moves_nothing(tmp_path):
+    report = run(replace(SHORT, episodes=1, dry_run=True, out=tmp_path))
+    with DemonstrationFile(tmp_path / report["episodes"][0]["file"]) as file:
+        columns = file.read(file.names()[0]).columns
+    assert np.ptp(columns["q_sent_rad"], axis=0).max() > 0.01
+    assert np.ptp(columns["q_rad"], axis=0).max() < 0.005
+
+
+def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("behaviour cloning needs robomimic")
+
+    monkeypatch.setattr("policies.policy.load_policy", missing)
+    with pytest.raises(SystemExit, match="run_bc: behaviour cloning needs robomimic"):
+        main([f"out={tmp_path}"])
 
 
 def test_waiting_for_a_key_without_keys_is_refused(tmp_path):
