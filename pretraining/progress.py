@@ -85,7 +85,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         try:
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{self.path} is damaged ({error}); delete it or use resume=never"

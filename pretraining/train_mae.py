@@ -70,7 +70,7 @@ class Config:
 def lr_at(step: int, config: Config) -> float:
     """Linear warm-up, constant, linear to zero: `steps` may still change while it is constant."""
     left = (config.steps - step) / max(1, config.decay * config.steps)
-    return config.lr * min(1.0, (step + 1) / config.warmup, left)
+    return config.lr * min(1.0, (step + 1) / max(1, config.warmup), left)
 
 
 def make_mae(vit: ViTConfig, config: Config) -> Any:

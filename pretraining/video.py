@@ -96,12 +96,24 @@ def decode(path: Path | str, name: str = "") -> Iterator[av.VideoFrame]:
             for frame in container.decode(video=0):
                 yield frame
                 count += 1
+        if count < expected:
+            expected -= hidden_frames(str(path))
     except av.error.FFmpegError as error:
         raise CorruptVideoError(
             f"{name} cannot be decoded after {count} frames: {error.strerror}"
         ) from error
     if count == 0 or count < expected:
         raise CorruptVideoError(f"{name} ends after {count} frames, its header promises {expected}")
+
+
+def hidden_frames(address: str) -> int:
+    """Frames that a video's header counts and its edit list hides: a cut without re-encoding (`-c copy`)
+    keeps those from the last whole picture on. Nothing is decoded."""
+    with av.open(address) as container:
+        packets = container.demux(video=0)
+        if not next(packets).is_discard:
+            return 0
+        return 1 + sum(packet.is_discard for packet in packets)
 
 
 def read_frames(path: Path, resolution: int) -> Iterator[UInt8[np.ndarray, "R R 3"]]:
@@ -192,7 +204,9 @@ def count_frames(source: Source) -> int:
             if not container.streams.video:
                 return 0
             known = container.streams.video[0].frames
-            return known or sum(packet.size > 0 for packet in container.demux(video=0))
+            if not known:
+                return sum(packet.size > 0 for packet in container.demux(video=0))
+        return known - hidden_frames(address(source))
     except av.error.FFmpegError:
         return 0  # `frames_of` tells the reason
 

@@ -58,5 +58,5 @@ def held_out_videos(metadata: dict[str, Any], annotations: Path) -> dict[str, bo
         path = annotations / f"fho_sta_{part}.json"
         if path.is_file():
             rows = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-            held_out |= {row["video_id"]: True for row in rows}
+            held_out |= {row.get("video_uid") or row["video_id"]: True for row in rows}
     return held_out

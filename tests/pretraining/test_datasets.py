@@ -211,11 +211,11 @@ def ego4d_metadata() -> dict[str, Any]:
     return {"version": "v2", "videos": videos, "clips": clips}
 
 
-@pytest.mark.parametrize("above", [False, True])
-def test_ego4d(tmp_path: Path, above: bool, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("above", "key"), [(False, "video_uid"), (True, "video_id")])
+def test_ego4d(tmp_path: Path, above: bool, key: str, capsys: pytest.CaptureFixture) -> None:
     base = tmp_path / "v2"
     put(base / "ego4d.json", json.dumps(ego4d_metadata()))
-    put(base / "annotations/fho_sta_val.json", json.dumps({"annotations": [{"video_id": "dd"}]}))
+    put(base / "annotations/fho_sta_val.json", json.dumps({"annotations": [{key: "dd"}]}))
     for uid in ("aa", "bb", "cc", "dd", "zz"):
         put(base / f"full_scale/{uid}.mp4")
     put(base / "full_scale/manifest.csv", "video_uid\n")

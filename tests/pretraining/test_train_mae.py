@@ -44,6 +44,7 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
     rates = [lr_at(step, config) for step in range(100)]
     assert rates[0] == 0.1 and rates[9:81] == [1.0] * 72
     assert rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
+    assert lr_at(0, dataclasses.replace(config, warmup=0)) == 1.0
 
 
 def test_it_learns_writes_an_encoder_and_goes_on_exactly_after_a_stop(
