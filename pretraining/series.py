@@ -10,7 +10,7 @@ from typing import Any
 from pretraining import train
 from pretraining.optimizer import Diverged
 from pretraining.parallel import World
-from pretraining.progress import Interrupt, requeue, settings_of
+from pretraining.progress import Interrupt, requeue
 from toto_robot.backbone.weights import write_json
 
 DIVERGED = "diverged.json"
@@ -41,7 +41,7 @@ def train_all(configs: Sequence[train.Config], world: World) -> list[Outcome]:
     interrupt = Interrupt()
     for number, config in enumerate(configs):
         config = train.with_recipe(config)
-        if is_finished(config):
+        if is_finished(config, world):
             continue
         if world.sum(interrupt.requested)[0]:  # too late for the training before this one
             news = requeue(config.requeue, interrupt.time_is_up) if world.is_main else ""
@@ -52,7 +52,8 @@ def train_all(configs: Sequence[train.Config], world: World) -> list[Outcome]:
             train.run(config, world, interrupt)
         except Diverged as error:
             if world.is_main:
-                content = {"trained": settings_of(config, train.FREE), "why": str(error)}
+                data, _ = train.open_samples(config, world.device)
+                content = {"trained": train.identity_of(config, data), "why": str(error)}
                 write_json(config.out / DIVERGED, content)
         world.barrier()
         if world.is_main:
@@ -60,11 +61,12 @@ def train_all(configs: Sequence[train.Config], world: World) -> list[Outcome]:
     return [outcome_of(config.out) for config in configs]
 
 
-def is_finished(config: train.Config) -> bool:
-    """Whether the folder holds this training's end; ValueError when it holds another's."""
-    settings = settings_of(config, train.FREE)
+def is_finished(config: train.Config, world: World) -> bool:
+    """Whether the folder holds this training's end; ValueError when it holds another's, or one on other
+    data."""
     for name in ("backbone.json", DIVERGED):
         if (config.out / name).is_file():
+            settings = train.identity_of(config, train.open_samples(config, world.device)[0])
             before = json.loads((config.out / name).read_text())["trained"]
             changed = [f"{k}: {before.get(k)} then, {v} now"
                        for k, v in settings.items() if before.get(k) != v]  # fmt: skip

@@ -159,6 +159,11 @@ def make_tracker(
     )
 
 
+def identity_of(config: Config, data: Samples) -> dict[str, str]:
+    """What makes a training this one: its settings, and its data, wherever they lie."""
+    return settings_of(config, FREE) | {"manifest_sha256": data.manifest_sha256}
+
+
 def open_samples(config: Config, device: torch.device) -> tuple[Samples, Samples]:
     """Training and held-out samples of shards, of sources tokenized now, or of a mixture of them."""
     return open_mixture(config.data, config.mixture, partial(open_part, config, device))
@@ -271,7 +276,7 @@ def run(config: Config, world: World, interrupt: Interrupt | None = None) -> Non
     size = model.config
     tokens_per_step = config.batch_size * config.frames * tokens_per_frame(size, data.manifest)
     optimizer = optimizer_for(model, config)
-    settings = settings_of(config, FREE) | {"manifest_sha256": data.manifest_sha256}
+    settings = identity_of(config, data)
     if config.resume == "never" and world.is_main:
         shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
     checkpoints = Checkpoints(config.out / "checkpoints", model, optimizer, settings, world)

@@ -135,6 +135,16 @@ def test_sweep_goes_on_where_it_stopped(
     assert (tmp_path / "sweep.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
         sweep.main([*words, "seed=1"])
+    samples = train.open_samples
+
+    def other_data(config, device):
+        data, test = samples(config, device)
+        data.manifest_sha256 = "others"
+        return data, test
+
+    monkeypatch.setattr(train, "open_samples", other_data)
+    with pytest.raises(ValueError, match="manifest_sha256: .* then, others now"):
+        sweep.main(words)
 
 
 def test_words_for_two_configurations() -> None:
