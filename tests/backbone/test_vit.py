@@ -172,6 +172,13 @@ def test_a_file_of_another_size_says_what_it_holds(checkpoint: Path, monkeypatch
         load_backbone("mae-base", weights=str(checkpoint))
 
 
+def test_blocks_of_another_kind_are_not_taken_for_maes(checkpoint: Path) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)["model"]
+    torch.save({"model": tensors | {"blocks.0.ls1.gamma": torch.ones(SMALL.dim)}}, checkpoint)
+    with pytest.raises(ValueError, match=r"holds blocks\.0\.ls1\.gamma, .*backbone=timm"):
+        load_backbone("mae-base", weights=str(checkpoint))
+
+
 def test_our_own_file_carries_its_configuration(theirs: ViTMAEModel, tmp_path: Path) -> None:
     tensors = {k: t.half() for k, t in from_transformers(theirs.state_dict()).items()}
     about = {"kind": "vit", "model": "mae-tiny", "vit": vars(SMALL)}

@@ -108,7 +108,8 @@ def load_timm_names(vit: ViT, tensors: Mapping[str, Tensor], where: str) -> None
     """Fill `vit` with tensors of the MAE release's names; what lies above its blocks is left out.
 
     Raises:
-        ValueError: a tensor is missing or of another shape; says which and what was expected.
+        ValueError: a tensor is missing or of another shape, or one of the blocks' has no place here;
+            says which and what was expected.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -118,6 +119,12 @@ def load_timm_names(vit: ViT, tensors: Mapping[str, Tensor], where: str) -> None
     own = vit.state_dict()
     if missing := sorted(own.keys() - renamed.keys()):
         raise ValueError(f"{where} lacks {len(missing)} tensors, such as {missing[0]}")
+    built = tuple(f"blocks.{i}." for i in range(len(vit.blocks)))
+    if strange := sorted(name for name in renamed.keys() - own.keys() if name.startswith(built)):
+        raise ValueError(
+            f"{where} holds {strange[0]}, which MAE's blocks do not have: it is another kind of model; "
+            "try backbone=timm backbone.timm_name=<timm's name of it>"
+        )
     for name, tensor in own.items():
         if renamed[name].shape != tensor.shape:
             raise ValueError(
