@@ -108,7 +108,7 @@ class BCPolicy:
     def plan(self, obs: TaskObs, worlds: Tensor | None = None) -> Float[Tensor, "N K A"]:
         """The next K actions in [-1, 1] from `obs["obs"]` (uint8 [N, H, W, 3], with several cameras
         [N, C, H, W, 3]), `obs["states"]` and, where the policy predicts targets, `obs["targets"]`; call
-        it at each step if the policy has a context."""
+        it at each step if the policy has a context, which is why `worlds` makes no difference."""
         seen = self.observe(obs)
         if self.spec.bc.context > 1:
             seen = {key: self._past[key].push(value) for key, value in seen.items()}

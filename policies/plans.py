@@ -32,8 +32,9 @@ class Plans:
 
     def act(self, obs: TaskObs, planner: Planner) -> Float[Tensor, "N A"]:
         """The action of this step. `planner`: observations of some worlds, and their ids (None: of
-        all) -> plans [n, K, A] on the CPU, K at least `replan_every`. Raises ValueError for another number of worlds than before,
-        without a `reset` between, unless each step has a plan of its own."""
+        all) -> plans [n, K, A] on the CPU, K at least `replan_every`. Raises ValueError for another
+        number of worlds than before, without a `reset` between, unless each step has a plan of its
+        own."""
         if self._replan_every == 1:
             return planner(obs, None)[:, 0]
         if self._plans is None:

@@ -28,8 +28,8 @@ def go_to(
     acceleration are zero at both ends), then wait until the arm is there; returns its largest error, rad.
 
     No joint is faster than `speed_rad_s` on average, or than the guard's limits let it be at its fastest.
-    In a dry run nothing moves. Raises RobotError, the arm held: it was stopped on the way (`stop_asked` gave a reason), the arm
-    is not ready, or it has not come within `near_rad` in `SETTLE_S`.
+    In a dry run nothing moves. Raises RobotError, the arm held: it was stopped on the way (`stop_asked`
+    gave a reason), the arm is not ready, or it has not come within `near_rad` in `SETTLE_S`.
     """
     robot.hold_here()
     start = robot.target

@@ -1,10 +1,10 @@
 """Film the simulator for pre-training: `python -m toto_robot.film out=data/films clips=192`.
 
-Every clip is one episode of scripted or random motion (where that ends early, a shorter clip), seen by the wrist camera or a third-person
-one, with nominal or varied colours, lights and camera poses. MP4 at 30 frames/s (every second
-control step), H.264 with full colour resolution: at 128 px a cube is a few pixels wide, and the
-usual 4:2:0 sub-sampling would smear its colour. A batch of clips that is all there is not filmed
-again; a folder holds clips of one set of options.
+Every clip is one episode of scripted or random motion (where that ends early, a shorter clip), seen
+by the wrist camera or a third-person one, with nominal or varied colours, lights and camera poses.
+MP4 at 30 frames/s (every second control step), H.264 with full colour resolution: at 128 px a cube
+is a few pixels wide, and the usual 4:2:0 sub-sampling would smear its colour. A batch of clips that
+is all there is not filmed again; a folder holds clips of one set of options.
 """
 
 import json
