@@ -13,8 +13,9 @@ import pytest
 
 from envs.spec import FRANKA, SERVO_LAG_S
 from real_world.contracts import Command, RobotError
-from real_world.franka import INSTALL_HINT, Franka, GripperThread, _advice
+from real_world.franka import INSTALL_HINT, Franka, _advice
 from real_world.franka_twin import FrankaTwin
+from real_world.gripper import GripperThread
 from tests.real_world.makers import need
 
 HOME = np.array(FRANKA.default_pose[:7])
